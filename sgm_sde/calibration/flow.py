@@ -96,8 +96,6 @@ class Flow:
         units: what each coordinate (d,) is multiplied by in noises, states and estimates; None for nothing.
     """
 
-    units: Tensor | None = None
-
     def __init__(
         self,
         score: Score,
@@ -121,6 +119,7 @@ class Flow:
         self.batch_size = batch_size
         self.model = BoundScore(self.score, sde, (sde.eps, sde.T), kwargs)
         self.network_evals = 0
+        self.units: Tensor | None = None
         self.numbers = torch.arange(len(seeds), device=device)
         self._at: dict[float, _Place] = {}  # by log s
 
@@ -155,6 +154,10 @@ class Flow:
         """States (..., d) of the network in the units of this flow."""
         return x if self.units is None else x * self.units
 
+    def unmeasured(self, y: Tensor) -> Tensor:
+        """States (..., d) in the units of this flow, in those of the network."""
+        return y if self.units is None else y / self.units
+
     def _drawn(self, samples: Samples) -> Tensor:
         if isinstance(samples, range):
             seeds = self.seeds[samples.start : samples.stop]
@@ -175,7 +178,7 @@ class Flow:
         t, alpha, c_x, c_r = self._at_levels(log_levels, y)
 
         # Groups and samples as one batch, cut into calls.
-        states = (y if self.units is None else y / self.units).view(groups * n, d)
+        states = self.unmeasured(y).view(groups * n, d)
         out = torch.empty_like(states)
         numbers = torch.arange(groups * n, device=y.device)
         for first in range(0, groups * n, self.batch_size):

@@ -76,6 +76,7 @@ CONTESTED = 2  # held-out noises at random for one on which these differ most
 FEW_CALLS = (6, 12)  # of the runs whose distance tells how hard a noise is
 OUTSIDE = 1.5  # times the distance of the farthest exact sample from their mean: beyond, a fit has blown up
 DOUBT = "exact samples"  # what a remark on them begins with
+IN_OWN_UNITS = "the numbers of a sample are of unlike scale: each is measured by its own standard deviation"
 FEW = 2.0  # times the median error on the noises of the fit: beyond, there were too few of them
 EXACT = "exact-trajectories"  # in a checkpoint
 MEASURED = ("nfe", "doubt", "median", "network_evals")  # of them
@@ -422,9 +423,7 @@ class _Search:
         places = chosen + screened.start
         further = flow.trajectories(places, calls, keep)
         known = further.finite
-        numbers = torch.cat([torch.arange(noises.start, noises.stop), places[known.cpu()]])
-        hard = torch.cat([as_hard, torch.ones(int(known.sum()), dtype=torch.bool)])
-        strata = Strata(numbers, hard, len(noises), len(noises) + len(screened))
+        strata = Strata.even(noises, len(screened)).extended(places[known.cpu()], as_hard)
         return exact.joined(further[known]), strata
 
     def _hardness(self, noises: range) -> Tensor:
@@ -459,9 +458,7 @@ class _Search:
             return self.flow.trajectories(few, calls).end.double()
 
         def distances(calls: int) -> tuple[float, float]:
-            few, more = end(calls), end(2 * calls)
-            units = units_of(more, self.flow.event)
-            return _distances(few, more) if units is None else _distances(few * units, more * units)
+            return _distances(end(calls), end(2 * calls), self.flow.event)
 
         if self.reference_nfe is not None:
             calls = self.reference_nfe
@@ -499,7 +496,7 @@ class _Search:
         able = [one for one in compared if math.isfinite(one.rmse)]
         ranked = self._ranked(held_out, able, shelf, exact, n)
         taken = ranked.settings[0]
-        fitted_error = self._fitted_error(taken, exact, n)
+        fitted_median = self._fitted_median(taken, exact, n)
         return Calibration(
             ranked.settings,
             n,
@@ -508,7 +505,7 @@ class _Search:
             shared_evals=exact.network_evals,
             seconds=self.seconds_before + time.monotonic() - started,
             protocol={**self.protocol, "reference_nfe": exact.nfe, **_screening(exact.of_fit, ranked.strata)},
-            remarks=self._remarks(taken, ranked.outside, exact, fitted_error, is_late=late()),
+            remarks=self._remarks(taken, ranked.outside, exact, fitted_median, is_late=late()),
         )
 
     def _ranked(
@@ -541,58 +538,52 @@ class _Search:
         off_the_shelf = self._run(shelf.setting, samples, n)
         limit = OUTSIDE * _reach([exact.fit.end, exact.held, off_the_shelf], center)
 
-        contestants: list[HeldOut] = []
+        ends: dict[HeldOut, Tensor] = {}
         outside: list[HeldOut] = []
-        first = off_the_shelf
-        apart = torch.zeros(len(samples), dtype=torch.float64, device=first.device)
         for one in order:
-            ends = self._run(one.setting, samples, n)
-            if not _farthest(ends, center) <= limit:  # some of them may not be numbers
-                outside.append(one)
-                continue
-            if not contestants:
-                first = ends
-                apart = _mean_squares(off_the_shelf, first)
-            apart = apart + _mean_squares(ends, first)
-            contestants.append(one)
-            if len(contestants) == CONTESTANTS:
+            if len(ends) == CONTESTANTS:
                 break
-        return contestants, outside, apart.nan_to_num(nan=math.inf).cpu()
+            x = self._run(one.setting, samples, n)
+            if _farthest(x, center) <= limit:
+                ends[one] = x
+            else:  # also where some of them are no numbers
+                outside.append(one)
+
+        first = next(iter(ends.values()), off_the_shelf)
+        apart = torch.stack([_mean_squares(x, first) for x in (off_the_shelf, *ends.values())]).sum(0)
+        return list(ends), outside, apart.nan_to_num(nan=math.inf).cpu()
 
     def _contested(self, apart: Tensor, exact: _Exact) -> tuple[Strata, Tensor, Tensor]:
         """The held-out noises with those that were screened on which contestants end farthest apart; the places of
-        these, and their exact samples."""
+        these, and their exact samples.
+        """
         strata = exact.of_held
-        h = len(strata)
+        held, screened = apart[: len(strata)], apart[len(strata) :]
         start = self.screened[1].start
         known = strata.numbers[strata.at_random :] - start
-        apart[h + known] = -1.0
-        wanted = -(-strata.at_random // CONTESTED)
-        count = min(wanted, len(self.further) - len(known))
-        chosen, as_contested = hardest(apart[:h], apart[h:], count)
+        count = min(-(-strata.at_random // CONTESTED), len(screened) - len(known))
+        chosen, as_contested = hardest(held, screened.index_fill(0, known, -1.0), count)
 
-        ends = self.flow.trajectories(self.further.start + chosen, exact.nfe).end
+        places = self.further.start + chosen
+        ends = self.flow.trajectories(places, exact.nfe).end
         there = finite(ends)
-        ends = ends[there]
         chosen = chosen[there.cpu()]
-        return strata.extended(start + chosen, as_contested), self.further.start + chosen, ends
+        return strata.extended(start + chosen, as_contested), self.further.start + chosen, ends[there]
 
     def _remarks(
-        self, taken: HeldOut, outside: list[HeldOut], exact: _Exact, fitted_error: float, is_late: bool
+        self, taken: HeldOut, outside: list[HeldOut], exact: _Exact, fitted_median: float, is_late: bool
     ) -> list[str]:
         """Sentences on what to know about a budget."""
         remarks = []
         if self.flow.units is not None:
-            remarks.append(
-                "the numbers of a sample are of unlike scale: each is measured by its own standard deviation"
-            )
+            remarks.append(IN_OWN_UNITS)
         if outside:
             names = ", ".join(one.name for one in outside)
             remarks.append(f"some of the noises left the range of the exact samples with: {names}")
         if taken.name.startswith(PILOT):
             remarks.append("no fit is 10 % better than what is off the shelf, which is taken")
-        elif taken.median > FEW * fitted_error:  # of medians: single noises make errors, and say nothing of the fit
-            remarks.append(f"on the noises of the fit the median is {fitted_error:.1e}: more of them would help")
+        elif taken.median > FEW * fitted_median:  # of medians: single noises make errors, and say nothing of the fit
+            remarks.append(f"on the noises of the fit the median is {fitted_median:.1e}: more of them would help")
         if not exact.doubt < taken.rmse / 3:
             known = f"{DOUBT} are known to {exact.doubt:.1e} only, beside an error of {taken.rmse:.1e}"
             remarks.append(f"{known}: a larger reference_nfe= tells it better")
@@ -704,9 +695,7 @@ class _Search:
         few = min(RACE, self.n)
         kwargs = flow.conditions(torch.arange(few))
         seeds = flow.seeds[:few]
-        ends = exact.fit.end[:few]
-        if flow.units is not None:
-            ends = ends / flow.units
+        ends = flow.unmeasured(exact.fit.end[:few])
         options: RunOptions = {
             "t_end": None,
             "final": "denoise",
@@ -743,7 +732,7 @@ class _Search:
             found.append(flow.measured(flat(result.x)))
         return torch.cat(found)
 
-    def _fitted_error(self, one: HeldOut, exact: _Exact, n: int) -> float:
+    def _fitted_median(self, one: HeldOut, exact: _Exact, n: int) -> float:
         """The median error of a setting on the noises of the fit."""
         x = self._run(one.setting, self.noises, n)
         each = _mean_squares(x, exact.fit.end).sqrt()
@@ -765,8 +754,12 @@ def _reach(ends: Sequence[Tensor], center: Tensor) -> float:
     return max(_farthest(x, center) for x in ends)
 
 
-def _distances(x: Tensor, y: Tensor) -> tuple[float, float]:
+def _distances(x: Tensor, y: Tensor, event: Sequence[int]) -> tuple[float, float]:
     """Root mean square and median of the distances of samples (N, d), in units of the standard deviation of y."""
+    units = units_of(y, event)
+    if units is not None:
+        x = x * units
+        y = y * units
     spread = float(y.std()) or 1.0
     each = (x - y).square().mean(1).sqrt() / spread
     return float(each.square().mean().sqrt()), float(each.median())

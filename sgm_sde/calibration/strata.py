@@ -44,10 +44,11 @@ class Strata:
     drawn: int
 
     @staticmethod
-    def even(numbers: range) -> Strata:
-        """Noises at random alone."""
+    def even(numbers: range, screened: int = 0) -> Strata:
+        """Noises at random alone, beside so many that were looked at."""
         n = len(numbers)
-        return Strata(torch.arange(numbers.start, numbers.stop), torch.zeros(n, dtype=torch.bool), n, n)
+        none = torch.zeros(n, dtype=torch.bool)
+        return Strata(torch.arange(numbers.start, numbers.stop), none, n, n + screened)
 
     def __len__(self) -> int:
         return len(self.numbers)
