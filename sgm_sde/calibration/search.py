@@ -550,7 +550,8 @@ class _Search:
                 outside.append(one)
 
         first = next(iter(ends.values()), off_the_shelf)
-        apart = torch.stack([_mean_squares(x, first) for x in (off_the_shelf, *ends.values())]).sum(0)
+        squares = [_mean_squares(x, first) for x in (off_the_shelf, *ends.values())]
+        apart = torch.stack(squares).sum(0)
         return list(ends), outside, apart.nan_to_num(nan=math.inf).cpu()
 
     def _contested(self, apart: Tensor, exact: _Exact) -> tuple[Strata, Tensor, Tensor]:
@@ -558,11 +559,12 @@ class _Search:
         these, and their exact samples.
         """
         strata = exact.of_held
-        held, screened = apart[: len(strata)], apart[len(strata) :]
+        held = apart[: len(strata)]
+        screened = apart[len(strata) :]
         start = self.screened[1].start
         known = strata.numbers[strata.at_random :] - start
-        count = min(-(-strata.at_random // CONTESTED), len(screened) - len(known))
-        chosen, as_contested = hardest(held, screened.index_fill(0, known, -1.0), count)
+        wanted = min(-(-strata.at_random // CONTESTED), len(screened) - len(known))
+        chosen, as_contested = hardest(held, screened.index_fill(0, known, -1.0), wanted)
 
         places = self.further.start + chosen
         ends = self.flow.trajectories(places, exact.nfe).end

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 CALLED = 256  # values that are looked at in search of the modules that a function calls
-PLAIN = (str, bytes, int, float, type, ModuleType)  # what holds no network
+PLAIN = (str, bytes, int, float, type, ModuleType)  # what holds no network and no tensor
+DATA = (*PLAIN, type(None), BuiltinFunctionType, Tensor, np.ndarray)  # what calls none
 
 
 class ReachesNetwork:
@@ -66,14 +67,15 @@ def called_networks(value: object) -> list[nn.Module]:
     while ahead and len(seen) < CALLED:
         one, names = ahead.popleft()
         place = _place(one, names)
-        if place in seen or one is None or isinstance(one, (*PLAIN, BuiltinFunctionType, Tensor, np.ndarray)):
+        if place in seen or isinstance(one, DATA):
             continue
 
         seen.add(place)
         parts, names = _used(one, names)
         if isinstance(one, nn.Module) and not parts:
             found.append(one)
-        ahead.extend((part, names) for part in parts)
+        for part in parts:
+            ahead.append((part, names))
     return list(dict.fromkeys(found))
 
 

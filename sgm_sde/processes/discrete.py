@@ -127,14 +127,6 @@ def _table(name: str, values: Sequence[float]) -> tuple[float, ...]:
     return table
 
 
-def _signal_lost(B: float) -> str:
-    """Words for an integrated rate B(T) that leaves no signal in single precision; "" for one that leaves some."""
-    log_alpha = -B / 2
-    if log_alpha > math.log(torch.finfo(torch.float32).tiny):
-        return ""
-    return f"leaves no signal: alpha(T) = exp({log_alpha:.4g}) is 0 in single precision"
-
-
 def _require_betas(table: tuple[float, ...]) -> None:
     """Raise ValueError for a table that is none of betas, which are small at first and leave some signal at the end."""
     for i, beta in enumerate(table):
@@ -144,7 +136,10 @@ def _require_betas(table: tuple[float, ...]) -> None:
     said = f"a table from betas[0] = {table[0]:.6g} to betas[{len(table) - 1}] = {table[-1]:.6g}"
     if table[0] > NO_BETA and all(then <= now for now, then in pairwise(table)):
         raise ValueError(f"betas are small at first, got {said}: {_INSTEAD}")
-    if lost := _signal_lost(-float(np.log1p(-np.array(table)).sum())):
+
+    log_alpha = float(np.log1p(-np.array(table)).sum()) / 2
+    if log_alpha <= math.log(torch.finfo(torch.float32).tiny):
+        lost = f"leaves no signal: alpha(T) = exp({log_alpha:.4g}) is 0 in single precision"
         raise ValueError(f"{said} {lost}: {_INSTEAD}")
 
 
