@@ -18,7 +18,7 @@ from sgm_sde.likelihood import (
     Stretched,
 )
 from tests.helpers import F64, GAUSSIAN, LINEAR, MIXTURE
-from tests.likelihood.cases import PROCESSES, points
+from tests.likelihood.cases import PROCESSES, points, with_wave
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -129,16 +129,10 @@ def test_codes_state_their_error(process: str, oracle: sg.oracles.Oracle) -> Non
         assert result.nfe == 49 or result.times[1:] in ((sde.T,), (sde.likelihood_eps,))
 
 
-def with_a_wave(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """The noise estimate of the mixture on VP, with a fast wave in log-SNR on it."""
-    sde = LINEAR["vp"]
-    return MIXTURE.score(sde).predict("noise", x, t) + 0.1 * (8 * sde.log_snr(t)).sin()[:, None] * (3 * x).sin()
-
-
 def test_codes_of_a_rough_network_are_refined() -> None:
     """Samples in which the error is above the tolerance take steps of their own, and return to where they were."""
     sde = LINEAR["vp"]
-    score = sg.from_noise(with_a_wave, sde)
+    score = with_wave("vp", 0.1, 8)
     x = points(MIXTURE, "vp", 12)
     exact = sg.encode(score, sde, x, method=AdaptiveFlow(1e-10, 1e-10)).x
     grid = sg.encode(score, sde, x, method=FixedGrid(48))
@@ -161,7 +155,7 @@ def test_codes_of_a_rough_network_are_refined() -> None:
 def test_codes_that_do_not_reach_the_tolerance_are_named() -> None:
     """In the result and a warning that says why; gradients leave no steps of their own."""
     sde = LINEAR["vp"]
-    score = sg.from_noise(with_a_wave, sde)
+    score = with_wave("vp", 0.1, 8)
     x = points(MIXTURE, "vp", 3)
     with pytest.warns(LikelihoodWarning, match=r"of 3 of 3 samples .* max_calls= .* in units of the state"):
         code = sg.encode(score, sde, x, method=FixedGrid(max_calls=20))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import benchmarks.likelihood
 import sgm_sde as sg
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.likelihood import (
@@ -21,7 +22,7 @@ from sgm_sde.likelihood import (
     LikelihoodWarning,
 )
 from tests.helpers import F64, LINEAR, MIXTURE
-from tests.likelihood.cases import RIDGE, VP, exact
+from tests.likelihood.cases import RIDGE, VP, exact, with_wave
 
 SCALES = torch.tensor([1.0, 1e-3], dtype=F64).repeat_interleave(4)
 
@@ -33,16 +34,6 @@ STATED: dict[str, tuple[sg.oracles.Oracle, float]] = {
     "mixture": (MIXTURE, 0.0),
     "off the data": (MIXTURE, 1.0),
 }
-
-
-def with_a_wave(oracle: sg.oracles.Oracle, sde: sg.LinearSDE, frequency: float, size: float) -> sg.Score:
-    """The exact noise estimate, with a wave in log-SNR and in the state on it."""
-
-    def noise(x: Tensor, t: Tensor) -> Tensor:
-        wave = (frequency * sde.log_snr(t)).sin()[:, None] * (3 * x / (0.5 + sde.sigma(t)[:, None])).sin()
-        return oracle.score(sde).predict("noise", x, t) + size * wave
-
-    return sg.from_noise(noise, sde)
 
 
 @pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow"])
@@ -69,7 +60,7 @@ def test_the_error_is_the_stated_one(name: str, process: str) -> None:
 def test_a_wave_that_no_grid_resolves() -> None:
     """The rules of two grids agree by chance, and so do their values: the roughness, which does not fall, tells."""
     sde = LINEAR["edm"]
-    score = with_a_wave(MIXTURE, sde, 12, 0.001)
+    score = benchmarks.likelihood.with_wave(MIXTURE.score(sde), 0.001, 12)
     x = MIXTURE.sample(24, sde, sde.likelihood_eps, seed=0, dtype=F64)
     known = sg.log_prob(score, sde, x, method=AdaptiveFlow(1e-8, 1e-8)).value
     res = sg.log_prob(score, sde, x)
@@ -124,7 +115,7 @@ def test_a_bias_that_is_the_same_at_all_times(process: str) -> None:
 def test_a_rough_score_meets_finer_grids() -> None:
     """With the exact trace, where the integral is what is inexact: they know their error."""
     sde = LINEAR["edm"]
-    score = with_a_wave(MIXTURE, sde, 3, 0.003)
+    score = benchmarks.likelihood.with_wave(MIXTURE.score(sde), 0.003, 3)
     x = MIXTURE.sample(24, sde, sde.likelihood_eps, seed=0, dtype=F64)
     d = x[0].numel()
     known = sg.log_prob(score, sde, x, method=AdaptiveFlow(1e-9, 1e-9)).value
@@ -139,7 +130,7 @@ def test_what_more_slopes_add_does_not_cancel_by_chance() -> None:
     means = torch.tensor([[-0.8, 0.3], [0.9, -0.2], [0.1, 1.0]], dtype=F64)
     modes = sg.oracles.GaussianMixture(means, torch.tensor([[0.15], [0.25], [0.3]], dtype=F64).expand(3, 2))
     sde = LINEAR["edm"]
-    score = with_a_wave(modes, sde, 3, 0.001)
+    score = benchmarks.likelihood.with_wave(modes.score(sde), 0.001, 3)
     x = modes.sample(64, sde, sde.likelihood_eps, seed=9, dtype=F64)
     known = sg.log_prob(score, sde, x, method=AdaptiveFlow(1e-8, 1e-8)).value
     res = sg.log_prob(score, sde, x)
@@ -189,13 +180,8 @@ def test_parts_of_a_batch(trace: str, batch_size: int) -> None:
 def test_what_leaves_the_grid_has_an_exact_trace_in_few_dimensions(probe: str, n_probes: int) -> None:
     """The spread of a few probes that stay the same says nothing there: four of two entries are all alike at times."""
     sde = LINEAR["vp"]
-
-    def noise(x: Tensor, t: Tensor) -> Tensor:
-        wave = (3 * sde.log_snr(t)).sin()[:, None] * (3 * x).sin()
-        return MIXTURE.score(sde).predict("noise", x, t) + 0.2 * wave
-
     method = FixedGrid(atol=1e-3)
-    score = sg.from_noise(noise, sde)
+    score = with_wave("vp", 0.2, 3)
     x = MIXTURE.sample(3, sde, sde.likelihood_eps, seed=0, dtype=F64)
     res = sg.log_prob(score, sde, x, trace=Hutchinson(n_probes, probe), method=method, seed=0)
     exactly = sg.log_prob(score, sde, x, trace="exact", method=method)
