@@ -25,7 +25,7 @@ ENOUGH = 0.9  # of the error off the shelf; above, no fit is worth its trouble
 
 @dataclass(frozen=True)
 class Comparison:
-    """Settings on some noises.
+    """Errors of settings on the same noises.
 
     Attributes:
         strata: of the noises.

@@ -264,9 +264,10 @@ def _marked(path: Path, mark: Mark, batch: int) -> object:
 
 
 def has_rows(resolved: Conditions) -> bool:
-    """True if any of the arguments from `resolve` has one row per sample."""
+    """True if any of the network's arguments from `resolve` has one row per sample."""
     found: list[bool] = []
-    map_leaves(lambda _, leaf: found.append(isinstance(leaf, PerSample)), resolved, LEAVES)
+    given = {name: value for name, value in resolved.items() if name != ROWS}
+    map_leaves(lambda _, leaf: found.append(isinstance(leaf, PerSample)), given, LEAVES)
     return any(found)
 
 

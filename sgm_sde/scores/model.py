@@ -21,7 +21,7 @@ from sgm_sde.engine.program import Program
 from sgm_sde.processes.base import SDE
 from sgm_sde.processes.linear import LinearNode
 from sgm_sde.processes.matrix import apply
-from sgm_sde.scores.conditions import ROWS, AmbiguousArgument, has_rows, map_rows, require_numbers, resolve
+from sgm_sde.scores.conditions import AmbiguousArgument, has_rows, map_rows, require_numbers, resolve
 from sgm_sde.scores.score import Score
 from sgm_sde.scores.train_mode import TrainModeWarning, in_train_mode
 
@@ -162,8 +162,7 @@ class BoundScore:
             resolved = self.resolved(batch)
         except AmbiguousArgument:
             return False
-        given = {name: value for name, value in resolved.items() if name != ROWS}
-        return has_rows(given) or isinstance(self.score.net, nn.Module)
+        return has_rows(resolved) or isinstance(self.score.net, nn.Module)
 
     def _output(self, x: Tensor, t: float) -> Tensor:
         return self._call(x, self.times([t], x)[0])
