@@ -101,10 +101,11 @@ class Job:
 
     @property
     def last_level(self) -> float:
-        """The noise level of the call that makes the samples, 0 if a caller or the process chose where it is."""
+        """The noise level of the call that makes the samples, 0 if the caller, a fit or the process chose where it is."""
         if self.program is None or not self.ends_by_rule or not has_scalar_marginal(self.sde):
             return 0.0
-        if self.program.nfe + self.denoises <= FEW_CALLS:
+        assert isinstance(self.solver, Solver)
+        if self.solver.budget or self.program.nfe + self.denoises <= FEW_CALLS:  # fitted to a network, or distilled
             return 0.0
 
         called = [stage.t for stage in self.program.stages if stage.evaluate]

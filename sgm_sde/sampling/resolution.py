@@ -1,9 +1,13 @@
 r"""Resolution of the data by the last network call of a run.
 
 A denoiser at the noise level $s = \sigma/\alpha$ averages over all data that the noise may have come from: of data
-N(0, S^2) the estimates vary by $S^2/\sqrt{S^2 + s^2}$ only. Where samples that are made of such estimates vary by less
-than s/2, what is between them is lost. A single sample does not show that; many of them do. Images have pixels that
-never change; so of samples of many numbers all must vary as little, of samples of few it is asked of each number.
+N(0, S^2) the estimates vary by $\hat S = S^2/\sqrt{S^2 + s^2}$ only. So samples that are made of such estimates tell
+what they have lost, $S^2 = \hat S^2/2 + \sqrt{\hat S^4/4 + \hat S^2 s^2}$: more than three eighths of S where they vary
+by less than s/2. A single sample does not show that; many of them do.
+
+Images have pixels that never change; so of samples of many numbers all must vary by less than s/2. Of samples of few
+numbers it is asked of each. A number that follows from others is known as well as they are, however little it varies;
+so S is that of the principal components, and a number is averaged where it has lost three eighths in those together.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ __all__ = ["UnresolvedWarning"]
 ENOUGH = 16  # samples, for a standard deviation
 FEW_CALLS = 3  # up to which networks are distilled for so few calls, and no denoisers
 UNRESOLVED = 0.5  # of the noise level
+LOST = 0.375  # of the standard deviation of data whose samples vary by less
 BEYOND_END = 2.0  # times the noise level at eps, up to which a call is one at the process' end
 THE_SAME = 1e-5  # of their size: samples that differ by rounding are data at a point
 
@@ -36,24 +41,33 @@ def words_if_unresolved(samples: Tensor, level: float) -> str:
     """
     if samples.is_meta or len(samples) < ENOUGH or not samples[0].numel():
         return ""
-    averaged, of = _averaged(samples, UNRESOLVED * level)
-    n = len(averaged)
+    rows = flat(samples.detach())
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    variance, mean = torch.var_mean(rows, 0)
+    std = variance.sqrt()
+    averaged = (std > THE_SAME * mean.abs()) & (std < UNRESOLVED * level)
+
+    n, of = int(averaged.sum()), len(std)
+    if n and of <= FEW_NUMBERS:
+        averaged &= _lost(rows - mean, level) > LOST
+        n = int(averaged.sum())
     if not n or (n < of and of > FEW_NUMBERS):
         return ""
     which = "all numbers" if n == of else f"{n} of {of} numbers"
     return (
-        f"{which} of the samples vary by less than half the noise at the last network call, by {min(averaged):.2g} "
-        f"where sigma / alpha is {level:.2g}, so they are averages of data that lie closer: give more calls, what "
-        f"`pilot` finds, or solver=sg.defaults.default_setting(sde, nfe, data_std=...); data should be of one scale"
+        f"{which} of the samples vary by less than half the noise at the last network call, by "
+        f"{float(std[averaged].min()):.2g} where sigma / alpha is {level:.2g}, so unless they hardly vary in the data "
+        f"they are averages of it: give more calls, what `pilot` finds, or, with nfe= as before, "
+        f"solver=sg.defaults.default_setting(sde, nfe, data_std=...); data should be of one scale"
     )
 
 
-def _averaged(samples: Tensor, least: float) -> tuple[list[float], int]:
-    """The standard deviations below a bound of the numbers of samples that are not all the same, and of how many."""
-    rows = flat(samples.detach())
-    dtype = torch.promote_types(rows.dtype, torch.float32)
-    variance, mean = torch.var_mean(rows.to(dtype), 0)
+def _lost(rows: Tensor, level: float) -> Tensor:
+    """The share (d,) of their standard deviation that the numbers of centred samples (N, d) have lost at a level."""
+    rows = rows.double()
+    estimated, axes = torch.linalg.eigh(rows.T @ rows / (len(rows) - 1))
+    estimated = estimated.clamp(min=0)
+    S2 = estimated / 2 + (estimated**2 / 4 + estimated * level**2).sqrt()
 
-    std = variance.sqrt()
-    differ = std > THE_SAME * mean.abs()
-    return std[differ & (std < least)].tolist(), len(std)
+    lost = axes**2 @ (S2.sqrt() - estimated.sqrt()) ** 2
+    return (lost / (axes**2 @ S2)).sqrt()

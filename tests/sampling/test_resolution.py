@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 import pytest
@@ -58,6 +59,8 @@ def test_runs_that_are_not_told(scale: float, options: dict[str, Any]) -> None:
 
 
 LINE = torch.linspace(-1, 1, 65)[:, None]  # of standard deviation .591
+CURVE = 1.75 * LINE**2
+BENT = 2.5 * LINE**3 - 1.5 * LINE
 
 
 @pytest.mark.parametrize(
@@ -71,7 +74,10 @@ LINE = torch.linspace(-1, 1, 65)[:, None]  # of standard deviation .591
         (LINE, 1.1, None),
         (LINE, 1.2, "all numbers .* by 0.59 where sigma / alpha is 1.2"),
         (LINE.bfloat16(), 1.2, "all numbers .* by 0.59"),
-        (torch.cat([LINE, LINE / 100], 1), 0.1, "1 of 2 numbers .* by 0.0059"),
+        (torch.cat([LINE, CURVE / 100], 1), 0.1, "1 of 2 numbers .* by 0.0054"),
+        (torch.cat([LINE, LINE / 100], 1), 0.1, None),
+        (torch.cat([LINE, CURVE, (LINE + CURVE) / 50, LINE / 500], 1), 0.1, None),
+        (torch.cat([LINE, CURVE, (LINE + CURVE) / 50, BENT / 500], 1), 0.1, "1 of 4 numbers"),
         (torch.cat([LINE, 1 + 0 * LINE], 1), 0.1, None),
         (torch.cat([LINE.expand(-1, 16), LINE / 100], 1), 0.1, None),
         (torch.cat([LINE.expand(-1, 16), LINE / 100], 1), 1.2, "all numbers .* by 0.0059"),
@@ -79,9 +85,34 @@ LINE = torch.linspace(-1, 1, 65)[:, None]  # of standard deviation .591
     ids=case_id,
 )
 def test_numbers_beside_the_noise(x: Tensor, level: float, words: str | None) -> None:
-    """Of few numbers each, of many all must vary by half the noise; constants are meant."""
+    """Of few numbers each, of many all must vary by half the noise; constants and sums of others are meant."""
     found = words_if_unresolved(x, level)
     assert re.search(words, found) if words else not found
+
+
+@pytest.mark.parametrize(
+    "covariance, averaged",
+    [([[1.0, 0.02], [0.02, 0.0004001]], False), ([[1.0, 0.02], [0.02, 0.0013]], True), ([[64.0, 0.0], [0.0, 9e-4]], True)],
+    ids=case_id,
+)
+def test_numbers_that_follow_from_others(covariance: list[list[float]], averaged: bool) -> None:
+    """A small number is known as well as the large one that it follows, and what is added to it is lost."""
+    score = sg.oracles.Gaussian(torch.zeros(2), torch.tensor(covariance)).score(VP)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = sg.sample(score, VP, (64, 2), nfe=8, seed=0).x
+    exact = sg.sample(score, VP, (64, 2), nfe=200, seed=0).x
+    off = float((found - exact)[:, 1].std() / exact[:, 1].std())
+    assert (off > 0.5) == averaged
+    assert [w.category for w in caught] == [UnresolvedWarning] * averaged
+
+
+def test_calibrated_solvers_are_not_asked() -> None:
+    """What is fitted to a network is right where a denoiser's call is not."""
+    score = sg.oracles.Gaussian(torch.zeros(2, 4, 4), 0.05**2).score(VP)
+    fitted = sg.calibrate(score, VP, (32, 2, 4, 4), nfe=4, held_out=16, seed=0)
+    assert fitted.error < 1e-3
+    sg.sample(score, VP, (64, 2, 4, 4), solver=fitted, seed=0)
 
 
 def test_data_of_two_scales() -> None:
