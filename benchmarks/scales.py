@@ -5,9 +5,8 @@
 First table: error over the standard deviation of the data against the probability flow, three modes in one dimension,
 256 noises; the default, `defaults.default_setting(..., data_std=)` for the scale at hand, and what a `pilot` of 128
 other noises finds; the last row is EDM with its noise levels in the data's own units. Second: the same of two numbers
-of unlike scale, two modes each, number by number. Third: of a flow trained on coupled pairs, with straight paths, by
-solver. Fourth: the largest distance of 128 samples to the nearest of four modes in eight dimensions, a thousandth of
-their distance wide, for the default, the same in log-SNR, and `dpm++2m`.
+of unlike scale, two modes each, number by number. Third: the largest distance of 128 samples to the nearest of four
+modes in eight dimensions, a thousandth of their distance wide, for the default, the same in log-SNR, and `dpm++2m`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ MORE = (16, 24, 35, 50)
 
 RAW = 5000.0  # units of data that EDM's levels are multiplied by
 UNLIKE = torch.tensor([8.0, 0.03], dtype=F64)
-COUPLED = ("default", "rectified2", "midpoint", "dpm++2m")
 
 
 def off_scale(sde: sg.LinearSDE, scale: float) -> list[str]:
@@ -77,30 +75,6 @@ def unlike() -> list[list[str]]:
     return rows
 
 
-def coupled() -> list[list[str]]:
-    """Errors on a flow whose paths are straight: of noises coupled in order with data of two modes, (z, T(z))."""
-    sde = sg.RectifiedFlowSDE()
-
-    def transported(z: Tensor) -> Tensor:
-        return (3 * z).tanh() + 0.2 * z
-
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        z = x / (0.2 + 0.8 * t[:, None])
-        for _ in range(60):  # Newton's method for x = (1 - t) T(z) + t z, between bounds
-            slope = (1 - t[:, None]) * (3 * (1 - (3 * z).tanh().square()) + 0.2) + t[:, None]
-            z = z - ((1 - t[:, None]) * transported(z) + t[:, None] * z - x).div(slope).clamp(-0.2, 0.2)
-        return z - transported(z)
-
-    score = sg.from_flow(velocity, sde, coupled=True)
-    x = sde.prior_sample((256, 1), seed=0, dtype=F64)
-    exact = tight(score, sde, x, 1.0)
-    rows = []
-    for name in COUPLED:
-        runs = [sg.sample(score, sde, x_T=x, nfe=nfe, solver=None if name == "default" else name) for nfe in BUDGETS]
-        rows.append([name, *(f"{float((run.x - exact).square().mean().sqrt() / exact.std()):.4f}" for run in runs)])
-    return rows
-
-
 def narrow(sde: sg.LinearSDE) -> list[list[str]]:
     """Largest distances to a mode, by setting and budget."""
     modes = torch.randn(4, 8, generator=torch.Generator().manual_seed(1), dtype=F64)
@@ -133,12 +107,6 @@ def main() -> int:
     each = [f"{nfe} calls, std {float(std):g}" for nfe in BUDGETS for std in UNLIKE]
     lines += ["", f"| two numbers | {' | '.join(each)} |", "|---|" + "--:|" * len(each)]
     lines += [f"| {' | '.join(row)} |" for row in unlike()]
-    lines += [
-        "",
-        f"| coupled pairs | {' | '.join(f'{nfe} calls' for nfe in BUDGETS)} |",
-        "|---|" + "--:|" * len(BUDGETS),
-    ]
-    lines += [f"| {' | '.join(row)} |" for row in coupled()]
     lines += [
         "",
         f"| process | setting | {' | '.join(f'{nfe} calls' for nfe in MORE)} |",

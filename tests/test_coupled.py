@@ -38,6 +38,33 @@ def test_deterministic_solvers_follow_the_flow(options: Any) -> None:
     torch.testing.assert_close(res.x, C * NOISE, rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("nfe", [4, 8, 50])
+def test_the_default_is_exact_on_straight_paths(nfe: int) -> None:
+    """Data c eps: the velocity does not change along a path, and few steps in these coordinates meet the end."""
+    start = (SDE.T * (1 - C) + C) * NOISE
+    res = sg.sample(COUPLED, SDE, x_T=start, nfe=nfe)
+    torch.testing.assert_close(res.x, C * NOISE, rtol=1e-12, atol=1e-12)
+    setting = sg.defaults.default_setting(SDE, nfe, coupled=True)
+    assert setting in sg.sampling.candidates.default_candidates(nfe, coupled=True)
+
+
+def test_the_default_has_no_scale() -> None:
+    """A scale would be without effect."""
+    with pytest.raises(ValueError, match=r"coupled pairs has no scale: leave out data_std=0\.1"):
+        sg.defaults.default_setting(SDE, 8, data_std=0.1, coupled=True)
+    with pytest.raises(TypeError, match="coupled"):
+        sg.defaults.default_setting(SDE, 8, coupled="yes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("T, eps", [(1.0, 1e-3), (1.0, 0.0), (0.999, 0.0)])
+def test_the_default_reaches_both_ends(T: float, eps: float) -> None:
+    """Where alpha or sigma is 0 as elsewhere."""
+    sde = sg.RectifiedFlowSDE(T=T, eps=eps)
+    start = (T * (1 - C) + C) * NOISE
+    res = sg.sample(sg.from_flow(velocity, sde, coupled=True), sde, x_T=start, nfe=8, t_start=T, t_end=eps)
+    torch.testing.assert_close(res.x, C * NOISE, rtol=0, atol=1e-12)
+
+
 def test_densities_and_codes_are_those_of_the_flow() -> None:
     """N(0, c^2), but for the prior at T = 0.999."""
     x = C * NOISE[:20]

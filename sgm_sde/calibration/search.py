@@ -57,7 +57,6 @@ from sgm_sde.sampling.trials import (
     Race,
     RunOptions,
     budgets_of,
-    default_candidates,
     device_with_numbers,
 )
 from sgm_sde.scores.conditions import bare
@@ -704,8 +703,7 @@ class _Search:
             "execution": Execution(dtype=self.dtype, device=flow.device),
         }
         race = Race(flow.score, flow.sde, flow.event, seeds, ends, exact.doubt, options, kwargs, kwargs)
-        able = race.possible(default_candidates(n, race.data_std), n)
-        result = race.race(able, n, 1000 * few)
+        result = race.race(race.candidates(n), n, 1000 * few)
         flow.network_evals += race.network_evals
 
         compared = []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sgm_sde._utils.checks import check_integer, number
+from sgm_sde._utils.checks import check_integer, flag, number
 from sgm_sde.grids import GridRule, Karras, LogSNR, Thinned, Uniform, Widening
-from sgm_sde.sampling.defaults import NARROWEST, WIDEST, Setting, adams_near_noise, settings
+from sgm_sde.sampling.defaults import NARROWEST, STRAIGHT, WIDEST, Setting, adams_near_noise, settings, straight_adams
 from sgm_sde.schemes import DEIS, DPMSolver, RectifiedAdams, Rosenbrock, Solver, UniC, UniPC
 
 __all__ = ["default_candidates"]
@@ -18,11 +19,6 @@ NO_SIGNAL_ABOVE = 7.0  # sigma / alpha, for data of unit scale
 WARM = DPMSolver(3, singlestep=False, start="warm", lower_final=True)
 
 Crossed = list[tuple[Sequence[Solver | str], Sequence[GridRule | None]]]  # solvers, each on all of the grids
-
-
-def _corrected(nodes: int) -> Solver:
-    """Adams' method in the coordinates of rectified flow, with a corrector."""
-    return UniC(RectifiedAdams(nodes, start="cold", lower_final=False))
 
 
 def _noise(nodes: int) -> Solver:
@@ -50,7 +46,7 @@ AT_MANY_CALLS: Crossed = [
 ]
 
 
-def default_candidates(nfe: int | None = None, data_std: float = 1.0) -> tuple[Setting, ...]:
+def default_candidates(nfe: int | None = None, data_std: float = 1.0, coupled: bool = False) -> tuple[Setting, ...]:
     """Default candidates of `pilot` at a budget, those of all budgets if none is given.
 
     Chosen on half of the test beds of `python -m benchmarks.defaults`, as settings that are near the best on some of
@@ -62,6 +58,7 @@ def default_candidates(nfe: int | None = None, data_std: float = 1.0) -> tuple[S
     Args:
         nfe: the budget of network calls.
         data_std: scale of the data, in whose units the candidates' own levels of noise are.
+        coupled: whether they are for a flow of coupled pairs, whose default is then among them.
 
     Raises:
         ValueError: for a budget below 1, or a scale that is not positive or above 100 000.
@@ -71,8 +68,8 @@ def default_candidates(nfe: int | None = None, data_std: float = 1.0) -> tuple[S
         True
     """
     if nfe is None:
-        budgets = (1, SOME, MANY)
-        return tuple(dict.fromkeys(setting for calls in budgets for setting in default_candidates(calls, data_std)))
+        by_budget = (default_candidates(calls, data_std, coupled) for calls in (1, SOME, MANY))
+        return tuple(dict.fromkeys(itertools.chain.from_iterable(by_budget)))
     nfe = check_integer("nfe", nfe)
     data = _Scaled(number("data_std", data_std, above=0, most=WIDEST))
 
@@ -83,7 +80,7 @@ def default_candidates(nfe: int | None = None, data_std: float = 1.0) -> tuple[S
     else:
         crossed = data.many_calls()
 
-    found = list(settings(data.std))
+    found = [*settings(data.std), *([STRAIGHT] if flag("coupled", coupled) else [])]
     for solvers, rules in crossed:
         found += [Setting(solver, rule) for solver in solvers for rule in rules]
     return tuple(dict.fromkeys(found))
@@ -108,10 +105,10 @@ class _Scaled:
         early, _, long = self._whole()
         adams = [self._near_noise(2), self._near_noise(3)]
         return [
-            ([_corrected(2), _corrected(3), straight, *adams, _noise(3)], [near, far]),
-            ([_corrected(3), _noise(3)], around),
+            ([straight_adams(2), straight_adams(3), straight, *adams, _noise(3)], [near, far]),
+            ([straight_adams(3), _noise(3)], around),
             ([self._log_signal(3)], [near, far, early]),
-            ([self._near_noise(2), self._small(3), _corrected(2)], [self._wide(), long]),
+            ([self._near_noise(2), self._small(3), straight_adams(2)], [self._wide(), long]),
             *AT_FEW_CALLS,
         ]
 
@@ -120,9 +117,9 @@ class _Scaled:
         early, late, long = self._whole()
         adams = [self._near_noise(2), self._near_noise(3)]
         return [
-            ([_corrected(2), _corrected(3), *adams], [early, late, long]),
-            ([_corrected(4), self._small(3)], [early, long]),
-            ([_corrected(2), _corrected(3), _noise(4), self._small(3)], [near, far]),
+            ([straight_adams(2), straight_adams(3), *adams], [early, late, long]),
+            ([straight_adams(4), self._small(3)], [early, long]),
+            ([straight_adams(2), straight_adams(3), _noise(4), self._small(3)], [near, far]),
             ([self._near_noise(2)], [self._wide(), self._thinned]),
             ([self._log_signal(3)], [long]),
             ([self._log_signal(4)], [early]),
@@ -135,12 +132,12 @@ class _Scaled:
         three = self._near_noise(3)
         small = [self._small(3), self._small(4)]
         return [
-            ([_corrected(3), _corrected(4), three, self._near_noise(4), *small], [early, late, long]),
-            ([three, _corrected(4)], [replace(self._thinned, even=64.0)]),
+            ([straight_adams(3), straight_adams(4), three, self._near_noise(4), *small], [early, late, long]),
+            ([three, straight_adams(4)], [replace(self._thinned, even=64.0)]),
             ([three, self._log_signal(3), self._log_signal(5)], [self._thinned]),
             ([self._log_signal(4)], [late]),
             ([self._log_signal(5)], [early, late]),
-            ([_corrected(2), _corrected(3), three, *small, _noise(3), _noise(4)], [far]),
+            ([straight_adams(2), straight_adams(3), three, *small, _noise(3), _noise(4)], [far]),
             ([_noise(4), _noise(5)], [near]),
             *AT_MANY_CALLS,
         ]

@@ -12,7 +12,7 @@ from sgm_sde.grids import Grid, GridRule, Thinned, Uniform, rule
 from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal, require_sde
 from sgm_sde.processes.matrix import EARLIEST
-from sgm_sde.schemes import GDDIM, ExponentialAdams, Rosenbrock, Solver, UniC, resolve
+from sgm_sde.schemes import GDDIM, ExponentialAdams, RectifiedAdams, Rosenbrock, Solver, UniC, resolve
 
 # Network calls from which on the default is another setting.
 FEW = 6
@@ -157,6 +157,19 @@ def settings(data_std: float = 1.0) -> tuple[Setting, ...]:
 SETTINGS = settings()
 BOUNDS = (FEW, SOME, MANY)
 
+
+def straight_adams(nodes: int) -> ExponentialAdams:
+    """Adams' method in the coordinates of rectified flow through so many evaluations, with a corrector.
+
+    Examples:
+        >>> straight_adams(2).name
+        'rectified2-unlowered-unic'
+    """
+    return UniC(RectifiedAdams(nodes, start="cold", lower_final=False))
+
+
+STRAIGHT = Setting(straight_adams(2), Uniform())  # for flows of coupled pairs, whose paths are nearly straight
+
 # For processes with a matrix: below OF_HISTORY calls, steps are too long for evaluations before them to tell more.
 OF_HISTORY = 8
 WITH_A_MATRIX = Setting(GDDIM(1), "quadratic"), Setting(GDDIM(3), "quadratic")
@@ -179,6 +192,7 @@ def default_setting(
     t_start: float | None = None,
     t_end: float | None = None,
     data_std: float | None = None,
+    coupled: bool = False,
 ) -> Setting:
     """The solver and grid that `sample` takes when none is named, by the budget of network calls.
 
@@ -189,9 +203,10 @@ def default_setting(
     once, unless the end is given. All of it was chosen on half of the test beds of `python -m benchmarks.defaults`,
     which prints what it reaches on the other half, on networks of other recipes and on strong guidance. Where a
     given time has no finite log-SNR (alpha = 0 or sigma = 0), the default is Adams' method in the coordinates of
-    rectified flow on the process' own grid. For a process with a matrix it is gDDIM, through three evaluations from 8
-    calls on, chosen on one half of the beds of `python -m benchmarks.cld_defaults`; to the end at t = 0, and for a
-    nonlinear process, it is Heun's method in time.
+    rectified flow on the process' own grid. For flows of coupled pairs it is that method with a corrector on even
+    times, chosen on half of the networks of `python -m benchmarks.coupled_flows`. For a process with a matrix it is
+    gDDIM, through three evaluations from 8 calls on, chosen on one half of the beds of `python -m
+    benchmarks.cld_defaults`; to the end at t = 0, and for a nonlinear process, it is Heun's method in time.
 
     Args:
         sde: the process.
@@ -201,11 +216,12 @@ def default_setting(
         data_std: scale of the data as the network knows them. `sample` takes 1, or the nearest scale between 5 times
             the noise level at eps, or a 2000th of the prior's standard deviation, and a quarter of the noise level at
             T. Where the data's own is below 0.2 or above 5, what is returned for it errs several times less.
+        coupled: whether the network is a flow of coupled pairs of data and noise, as `sample` is told by the score.
 
     Raises:
         TypeError: for something that is no process, or a time or scale that is no number.
-        ValueError: for a budget that is not an integer of at least 1, times outside of the process, or a scale below
-            1e-6 or above 100 000.
+        ValueError: for a budget that is not an integer of at least 1, times outside of the process, a scale below
+            1e-6 or above 100 000, or a scale for a flow of coupled pairs, whose default has none.
 
     Examples:
         >>> import sgm_sde as sg
@@ -224,6 +240,10 @@ def default_setting(
         return few if budget < OF_HISTORY else more
     if not has_scalar_marginal(sde):
         return Setting("heun2")
+    if flag("coupled", coupled):
+        if data_std is not None:
+            raise ValueError(f"the default for a flow of coupled pairs has no scale: leave out data_std={data_std:g}")
+        return STRAIGHT
 
     if not all(math.isfinite(float(sde.log_snr(t))) for t in times if 0 <= t <= sde.T):
         return Setting("rectified2")

@@ -101,7 +101,7 @@ class Job:
 
     @property
     def last_level(self) -> float:
-        """The noise level of the call that makes the samples, 0 if the caller, a fit or the process chose where it is."""
+        """The noise level of the call that makes the samples, 0 if caller, fit or process chose where it is."""
         if self.program is None or not self.ends_by_rule or not has_scalar_marginal(self.sde):
             return 0.0
         assert isinstance(self.solver, Solver)

@@ -30,6 +30,7 @@ class StepArguments:
         t_start: where to start.
         t_end: where to end.
         final: what to return at the end.
+        coupled: whether the network is a flow of coupled pairs, for which the default is another.
     """
 
     solver: Solver | AdaptiveSolver | Setting | str | None = None
@@ -39,6 +40,7 @@ class StepArguments:
     t_start: float | None = None
     t_end: float | None = None
     final: str | None = None
+    coupled: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, Setting) and self.nfe is None and self.steps is None:
@@ -87,7 +89,7 @@ class StepArguments:
 
         if solver is None:
             budget = self.nfe if self.steps is None else check_integer("steps", self.steps) + 1
-            solver = default_setting(sde, budget, t_start, t_end)
+            solver = default_setting(sde, budget, t_start, t_end, coupled=self.coupled)
         if isinstance(solver, Setting):
             return solver.solver, solver.grid if self.grid is None else self.grid
         return resolve_any(solver), self.grid
@@ -160,10 +162,12 @@ def plan(
     t_start: float | None = None,
     t_end: float | None = None,
     final: str | None = None,
+    coupled: bool = False,
 ) -> tuple[Solver | AdaptiveSolver, Grid, Program | None]:
     """The solver, the grid and the table that `sample` runs for the same arguments.
 
-    A solver that finds its own steps has no table, and its grid is the two ends.
+    A solver that finds its own steps has no table, and its grid is the two ends. The default for flows of coupled pairs
+    is that of `coupled=True`.
 
     Raises:
         ValueError: for arguments out of range or unknown names.
@@ -175,7 +179,7 @@ def plan(
         >>> solver.name, grid.steps, program.nfe
         ('heun', 9, 18)
     """
-    return StepArguments(solver, nfe, steps, grid, t_start, t_end, final).plan(sde)
+    return StepArguments(solver, nfe, steps, grid, t_start, t_end, final, coupled).plan(sde)
 
 
 def final_update(sde: SDE, final: str | None) -> str:

@@ -166,7 +166,7 @@ def sample(
             )
         )
 
-    asked = StepArguments(solver, nfe, steps, grid, t_start, t_end, final)
+    asked = StepArguments(solver, nfe, steps, grid, t_start, t_end, final, score.coupled)
     if log_prob is not False:
         asked = _along_flow(asked, {"resume": resume, "t_start": t_start, "noise": noise, "record": record}, execution)
 

@@ -301,8 +301,7 @@ def pilot(
     found = PilotResults()
     for budget in budgets:
         if given is None:
-            tried = default_candidates(budget, trial.data_std)
-            found[budget] = trial.race(trial.possible(tried, budget), budget, runs)
+            found[budget] = trial.race(trial.candidates(budget), budget, runs)
         else:
             found[budget] = trial.race(given, budget, runs, least=len(given))
 
@@ -471,6 +470,10 @@ class Race:
     def options_to(self, t_end: float | None) -> RunOptions:
         """The options of a run that ends at a time, or where all runs do."""
         return self.options if t_end is None else {**self.options, "t_end": t_end}
+
+    def candidates(self, budget: int) -> list[Setting]:
+        """The default candidates at a budget that are possible."""
+        return self.possible(default_candidates(budget, self.data_std, self.score.coupled), budget)
 
     def possible(self, settings: Sequence[Setting], budget: int) -> list[Setting]:
         """Those whose solver can make a step within a budget, on a grid that the process has; each run once."""

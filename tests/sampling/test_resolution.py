@@ -92,7 +92,11 @@ def test_numbers_beside_the_noise(x: Tensor, level: float, words: str | None) ->
 
 @pytest.mark.parametrize(
     "covariance, averaged",
-    [([[1.0, 0.02], [0.02, 0.0004001]], False), ([[1.0, 0.02], [0.02, 0.0013]], True), ([[64.0, 0.0], [0.0, 9e-4]], True)],
+    [
+        ([[1.0, 0.02], [0.02, 0.0004001]], False),
+        ([[1.0, 0.02], [0.02, 0.0013]], True),
+        ([[64.0, 0.0], [0.0, 9e-4]], True),
+    ],
     ids=case_id,
 )
 def test_numbers_that_follow_from_others(covariance: list[list[float]], averaged: bool) -> None:
