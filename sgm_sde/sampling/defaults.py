@@ -216,7 +216,7 @@ def default_setting(
         data_std: scale of the data as the network knows them. `sample` takes 1, or the nearest scale between 5 times
             the noise level at eps, or a 2000th of the prior's standard deviation, and a quarter of the noise level at
             T. Where the data's own is below 0.2 or above 5, what is returned for it errs several times less.
-        coupled: whether the network is a flow of coupled pairs of data and noise, as `sample` is told by the score.
+        coupled: whether the network is a flow of coupled pairs of data and noise, as the score says.
 
     Raises:
         TypeError: for something that is no process, or a time or scale that is no number.
