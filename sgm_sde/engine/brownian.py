@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -18,35 +17,17 @@ from sgm_sde.engine.program import Program
 
 NUMBERS = 8  # of one block of the generator
 CACHED = 2**22  # numbers that a tree holds of what samples visited last: 16 MiB
+MADE = 2**23  # numbers that it holds of the first pieces of all samples: 64 MiB
+FIRST = 6  # levels of them, at most: 64 pieces
+AT_A_TIME = 16384  # samples
 FEW = 64  # numbers of a sample below which arrays are quicker with the samples next to one another
 SCALES = 0.5 * np.cumprod([1.0, *[math.sqrt(0.5)] * 1100])  # of a bridge's noise, level by level
-EXACT = 52  # binary digits of a place that are counted without rounding
 TWO = np.uint64(2)
 DEEPEST = 63  # level of the tree down to which 64 bits count the nodes: 2^63 and on
 WITHIN = np.uint64(2**53 - 1)  # a level, the place of a piece: floats that need so many halvings have 53 digits at most
 NEXT_LEVEL = np.uint64(2**53)  # between the numbers of nodes on levels beyond
 LEVELS = 8  # of a path that is shared by grids: 256 pieces
 KEPT = 8  # pieces before a place
-
-
-class _Visited:
-    """The place in the tree that each sample visited last at one depth.
-
-    Args:
-        samples: how many.
-        numbers: of the noises of a sample.
-        size: numbers of a state, of which the path's are kept; 0 if they are not.
-
-    Attributes:
-        nodes: of the pieces (B,).
-        z: their noises (B, numbers).
-        pieces: where their paths begin, and the increments over them (B, 2 size).
-    """
-
-    def __init__(self, samples: int, numbers: int, size: int) -> None:
-        self.nodes = np.zeros(samples, dtype=np.uint64)  # no place has the number 0
-        self.z = np.empty((samples, numbers), dtype=np.float32)
-        self.pieces = np.empty((samples, 2 * size))
 
 
 class BrownianTree:
@@ -62,9 +43,10 @@ class BrownianTree:
     depend on how often, in which order and with which steps it is evaluated, and its law is exact. Places are binary
     fractions; n digits take n halvings.
 
-    Nothing has to be stored. But neighbouring steps lie in the same large pieces, so the noises of the nodes that were
-    visited last are cached, up to `CACHED` numbers; for samples of few numbers also the path at the pieces' start, from
-    where the next place is reached.
+    Nothing has to be stored. But most places share their first halvings with others, and a draw for all samples at once
+    takes a fraction of the time of one for each of some. So where samples have few numbers, the pieces of the first
+    levels are made for all samples together, up to `MADE` numbers. Of larger samples the noises of the nodes that
+    were visited last are kept, since neighbouring steps lie in the same large pieces.
 
     Args:
         seeds: the samples'.
@@ -82,144 +64,168 @@ class BrownianTree:
 
     def __init__(self, seeds: SampleSeeds, shape: Sequence[int], start: float) -> None:
         self._stream = NoiseStream(seeds, "path", start)
+        self._samples = len(seeds)
         self._size = math.prod(shape)
         self._levels = max(1, (NUMBERS // max(1, self._size) + 1).bit_length() - 1)  # in one block of the generator
         self._places = 2**self._levels - 1  # of the tree, in one block
         self._few = self._size < FEW
-        self._kept = (self._places + 4 * self._few) * self._size  # numbers of a sample and depth, in float32
-        self._visited: dict[int, _Visited] = {}  # by depth, in blocks
-        self._increments: np.ndarray | None = None  # of the whole paths
+        self._visited: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # nodes (B,) and noises of samples, by level
+        self._made: np.ndarray | None = None  # the first pieces of all samples, once they are made
+
+        self._first = 0  # levels whose pieces are made for all samples together
+        most = FIRST if self._few else 0
+        for levels in range(self._levels, most + 1, self._levels):
+            if self._may_hold(levels):
+                self._first = levels
 
     def at(self, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """W (b, D) in float64 at a place (b,) for each of the samples of numbers `rows` (b,)."""
-        whole = self._whole(rows).astype(np.float64)
-        at_end = (places == 1)[:, None]
-        path = np.where(at_end, whole, 0.0)
-        pieces = np.concatenate([path, whole], axis=1)
-        joins_at, node, below = self._nearest_known(places, rows)
+        path = np.empty((len(rows), self._size))
+        for i in range(0, len(rows), AT_A_TIME):
+            some = slice(i, i + AT_A_TIME)
+            self._descend(path[some], places[some], rows[some])
+        return path
 
-        for depth in itertools.count():
-            if depth:
-                joining = np.flatnonzero(joins_at == depth)
-                if len(joining):
-                    visited = self._visited[depth]
-                    pieces[joining] = visited.pieces.take(rows[joining], axis=0)
+    def _descend(self, path: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
+        """Fill in W (b, D) at places (b,) of samples: from the first pieces to those that begin there."""
+        level = self._first
+        below = places * 2.0**level
+        piece = below.astype(np.int64)
+        below -= piece
+        node = (piece + 2**level).astype(np.uint64)
+        pieces = self._first_pieces(piece, rows)
 
-            joined = joins_at <= depth
-            alive = np.flatnonzero(joined & (below > 0))
-            if len(alive):
-                at_start = pieces.take(alive, axis=0)
-                z = self._normals(depth, node[alive], rows[alive], at_start)
-                pieces[alive], below[alive], node[alive] = self._halve(at_start, below[alive], node[alive], z, depth)
-            elif not (joins_at > depth).any():
-                break
-        return pieces[:, : self._size]
+        on_the_way = np.arange(len(rows))
+        while True:
+            arrived = np.flatnonzero(below == 0)
+            if len(arrived):
+                path[on_the_way[arrived]] = self._some(pieces[: self._size], arrived).T
+                rest = np.flatnonzero(below)
+                pieces = self._some(pieces, rest)
+                on_the_way, below, node = on_the_way[rest], below[rest], node[rest]
+            if not len(on_the_way):
+                return
+            heap = self._noises(level, node, rows[on_the_way])
+            pieces, below, node = self._halve(pieces, below, node, heap, level)
+            level += self._levels
 
-    def _nearest_known(self, places: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The depth from which each place is reached, the node there, and what is left to go in its piece; (b,) each.
+    def _some(self, columns: np.ndarray, at: np.ndarray) -> np.ndarray:
+        """Columns (k, b) of some samples, next to one another in memory where each has few numbers."""
+        return columns.take(at, axis=1) if self._few else columns.T.take(at, axis=0).T
 
-        That is the smallest piece around the place that the sample has been in before, if its path is known.
-        """
-        joins_at = np.zeros(len(rows), dtype=np.int64)
-        node = np.ones(len(rows), dtype=np.uint64)
-        below = np.where(places < 1, places, 0.0)
-        if not self._few:
-            return joins_at, node, below
+    def _first_pieces(self, piece: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Where the paths are at the start of each of the first pieces, and the increments over it (2 D, b)."""
+        if self._made is None and self._may_hold(self._first):
+            self._made = self._all_first(None)
+        if self._made is not None:
+            return self._some(self._made, piece * self._samples + rows)
+        return self._some(self._all_first(rows), piece * len(rows) + np.arange(len(rows)))
 
-        for depth, visited in self._visited.items():
-            level = depth * self._levels
-            if not 0 < level <= EXACT:
-                continue
-            scaled = places * 2.0**level
-            there = scaled.astype(np.uint64)
-            nodes = there + np.uint64(2**level)
-            known = np.flatnonzero(visited.nodes.take(rows) == nodes)
-            joins_at[known] = depth
-            node[known] = nodes[known]
-            below[known] = scaled[known] - there[known]
-        return joins_at, node, below
+    def _may_hold(self, levels: int) -> bool:
+        """True if the pieces of the first levels are not too many to be held."""
+        return (2**levels + 1) * 2 * self._samples * self._size <= MADE
+
+    def _all_first(self, rows: np.ndarray | None) -> np.ndarray:
+        """The first pieces of some samples, or of all, and the end of the path: the first of each sample, and so on,
+        (2 D, P b)."""
+        d = self._size
+        whole = self._drawn(0, rows, d)
+        count = 2**self._first + 1
+        n = whole.shape[1]
+        pieces = np.empty((2 * d, count, n)) if self._few else np.empty((count, n, 2 * d)).transpose(2, 0, 1)
+        pieces[:d, 0] = 0
+        pieces[d:, 0] = whole
+        pieces[:d, -1] = whole
+        pieces[d:, -1] = 0
+        for level in range(0, self._first, self._levels):
+            for node, part in enumerate(np.split(pieces[:, :-1], 2**level, axis=1), 2**level):
+                self._fill(part, self._heap(node, rows), level)
+        return pieces.reshape(2 * d, -1)
+
+    def _fill(self, pieces: np.ndarray, heap: np.ndarray, level: int) -> None:
+        """Fill the pieces (2 D, P, b) from the first of them, which is as long as all and is halved again and again."""
+        d = self._size
+        near, far = _halves(pieces[d:, 0], heap[0], level)
+        middle = pieces.shape[1] // 2
+        pieces[:d, middle] = pieces[:d, 0] + near
+        pieces[d:, middle] = far
+        pieces[d:, 0] = near
+        if len(heap) > 1:
+            for half, below in zip(np.split(pieces, 2, axis=1), _halves_of_heap(len(heap)), strict=True):
+                self._fill(half, heap[below], level + 1)
 
     def _halve(
-        self, pieces: np.ndarray, below: np.ndarray, node: np.ndarray, z: np.ndarray, depth: int
+        self, pieces: np.ndarray, below: np.ndarray, node: np.ndarray, heap: np.ndarray, level: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The pieces that places lie in after as many halvings as one draw has noises for.
 
         A piece that begins at its place stays there, and the path as it is.
 
         Args:
-            pieces: where the paths are at the start of each piece, and the increments over it (b, 2 D).
+            pieces: where the paths are at the start of each piece, and the increments over it (2 D, b).
             below: how far the place is from the piece's start, in units of its length (b,).
             node: number of the piece (b,).
-            z: noises of the node and of those below, as a binary heap (b, nodes D).
-            depth: of the draw.
+            heap: noises of the node and of those below, as a binary heap (nodes, D, b).
+            level: of the node.
         """
-        d = self._size
-        # A column for each sample: next to one another in memory where each has few numbers.
-        columns, noises = pieces.T, z.T
-        if self._few:
-            columns, noises = np.ascontiguousarray(columns), np.ascontiguousarray(noises)
-        path, increment = columns[:d], columns[d:]
-        heap = noises.reshape(self._places, d, -1)
-
-        for level in range(depth * self._levels, (depth + 1) * self._levels):
-            bridge = np.multiply(heap[0], SCALES[level], dtype=np.float64)
-            increment *= 0.5
+        path, increment = np.split(pieces, 2)
+        while True:
+            near, far = _halves(increment, heap[0], level)
             below = 2 * below
             right = below >= 1
-            below -= right
             node = _half_of(node, right, level)
+            increment[:] = np.where(right, far, near)
+            on_right = right.astype(np.float64)
+            below -= on_right
+            near *= on_right
+            path += near
+            if len(heap) == 1:
+                return pieces, below, node
+            left_half, right_half = _halves_of_heap(len(heap))
+            heap = np.where(right, heap[right_half], heap[left_half])
+            level += 1
 
-            near = increment + bridge
-            increment -= bridge
-            path += near * right
-            np.copyto(increment, near, where=~right)
-            if len(heap) > 1:
-                left_half, right_half = _halves_of_heap(len(heap))
-                heap = np.where(right, heap[right_half], heap[left_half])
-        return columns.T, below, node
+    def _heap(self, node: int | np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+        """The noises of a node and of those below, as many levels as one draw has (nodes, D, b), float32."""
+        numbers = self._places * self._size
+        if self._places == 1:
+            z = self._drawn(node, rows, numbers)
+        elif rows is None or isinstance(node, int):
+            z = self._drawn(node, rows, NUMBERS)[:numbers]
+        else:
+            z = self._stream.of_blocks(node, rows, numbers)
+        return z.reshape(self._places, self._size, -1)
 
-    def _whole(self, rows: np.ndarray) -> np.ndarray:
-        """The increments of the whole paths (b, D), float32."""
-        n = len(self._stream.seeds)
-        if n * self._size > CACHED:
-            return self._stream.at(0, (len(rows), self._size), torch.float32, "cpu", rows=rows).numpy()
+    def _drawn(self, draw: int | np.ndarray, rows: np.ndarray | None, numbers: int) -> np.ndarray:
+        """A draw of some samples, or of all, as columns (numbers, b) in float32."""
+        n = self._samples if rows is None else len(rows)
+        z = self._stream.at(draw, (n, numbers), torch.float32, "cpu", rows=rows).numpy().T
+        return np.ascontiguousarray(z) if self._few else z
 
-        if self._increments is None:
-            self._increments = self._stream.at(0, (n, self._size), torch.float32, "cpu").numpy()
-        return self._increments.take(rows, axis=0)
+    def _noises(self, level: int, node: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The noises of nodes and of those below (nodes, D, b); large samples keep those drawn last on each level."""
+        if self._few or (level + 1) * self._samples * self._size > CACHED:
+            return self._heap(node, rows)
 
-    def _normals(self, depth: int, node: np.ndarray, rows: np.ndarray, pieces: np.ndarray) -> np.ndarray:
-        """The noises of a node and of those below, as many levels as one draw has (b, nodes D), float32.
-
-        They are drawn only for samples that were elsewhere at this depth before, whose pieces are noted.
-        """
-        n = len(self._stream.seeds)
-        if (depth + 1) * n * self._kept > CACHED:
-            return self._drawn(node, rows)
-
-        if depth not in self._visited:
-            self._visited[depth] = _Visited(n, self._places * self._size, self._size * self._few)
-
-        visited = self._visited[depth]
-        z = visited.z.take(rows, axis=0)
-        known = visited.nodes.take(rows)
-        new = np.flatnonzero(known != node)
+        if level not in self._visited:
+            nodes = np.zeros(self._samples, dtype=np.uint64)  # no place has the number 0
+            self._visited[level] = nodes, np.empty((self._samples, self._size), dtype=np.float32)
+        nodes, visited = self._visited[level]
+        z = visited.take(rows, axis=0)
+        new = np.flatnonzero(nodes.take(rows) != node)
         if len(new):
             those = rows[new]
-            nodes = node[new]
-            drawn = self._drawn(nodes, those)
-            z[new] = drawn
-            visited.z[those] = drawn
-            visited.nodes[those] = nodes
-            if self._few:
-                visited.pieces[those] = pieces.take(new, axis=0)
-        return z
+            z[new] = visited[those] = self._heap(node[new], those)[0].T
+            nodes[those] = node[new]
+        return z.T[None]
 
-    def _drawn(self, node: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The same without the cache."""
-        numbers = self._size if self._places == 1 else NUMBERS
-        z = self._stream.at(node, (len(rows), numbers), torch.float32, "cpu", rows=rows).numpy()
-        return z[:, : self._places * self._size]
+
+def _halves(increment: np.ndarray, z: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray]:
+    """The increments over both halves of pieces on a level (D, b), with the noises of their nodes."""
+    bridge = np.multiply(z, SCALES[level], dtype=np.float64)
+    half = 0.5 * increment
+    near = half + bridge
+    return near, np.subtract(half, bridge, out=bridge)
 
 
 def _half_of(node: np.ndarray, right: np.ndarray, level: int) -> np.ndarray:

@@ -32,7 +32,8 @@ _WEYL = np.array(WEYL, dtype=np.uint64)[:, None]
 
 
 def philox(counter: tuple[Words | int, ...], key: tuple[Words | int, ...]) -> Words:
-    """The blocks (n, 4) for counters of four words and keys of two, each a number or an array (n,).
+    """The blocks (n, 4) for counters of four words and keys of two, each a number or an array (n,); words of the same
+    number lie next to one another.
 
     Examples:
         >>> [f"{word:016x}" for word in philox((0, 0, 0, 0), (0, 0))[0].tolist()]
@@ -40,19 +41,19 @@ def philox(counter: tuple[Words | int, ...], key: tuple[Words | int, ...]) -> Wo
     """
     words = [np.asarray(word, dtype=np.uint64) for word in (*counter, *key)]
     (n,) = np.broadcast_shapes((1,), *(word.shape for word in words))
-    out = np.empty((n, WORDS), dtype=np.uint64)
+    out = np.empty((WORDS, n), dtype=np.uint64)
     for i in range(0, n, LANES):
-        rows = out[i : i + LANES]
-        _rounds([word[i : i + LANES] if word.ndim else word for word in words], rows)
-    return out
+        some = slice(i, i + LANES)
+        _rounds([word[some] if word.ndim else word for word in words], out[:, some])
+    return out.T
 
 
 def _rounds(words: list[Words], out: Words) -> None:
-    """Blocks (n, 4) from the four words of their counters and the two of their keys.
+    """Blocks (4, n) from the four words of their counters and the two of their keys.
 
     Both halves of a block take a round together: most of the time of few blocks is that of starting an operation.
     """
-    n = len(out)
+    n = out.shape[1]
     x0, x1, x2, x3, key0, key1 = words
     x, y, high, low, *scratch = np.empty((6, 2, n), dtype=np.uint64)  # x multiplied, y crossed over
     x[0] = x0
@@ -69,8 +70,8 @@ def _rounds(words: list[Words], out: Words) -> None:
         keys = keys + _WEYL
         y, low = low[::-1], y
 
-    out[:, 0::2] = x.T
-    out[:, 1::2] = y.T
+    out[0::2] = x
+    out[1::2] = y
 
 
 def _multiply(a: Words, high: Words, low: Words, scratch: list[Words]) -> None:
@@ -163,8 +164,9 @@ class BoxMuller:
         np.multiply(u, cos, out=cosines)
 
         if sines is not None:
-            torch.sin(angle, out=angle)
             n = sines.shape[1]
+            few = angle if n == k else angle[:, :n]
+            torch.sin(few, out=few)
             np.multiply(u[:, :n], phi[:, :n], out=sines)
 
     def _add_views(self, r: int, k: int) -> None:

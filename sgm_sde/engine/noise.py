@@ -318,7 +318,7 @@ _of_thread = _OfThread()
 def _tools() -> tuple[Run, BoxMuller]:
     """Those of this thread, made when they are first asked for."""
     if _of_thread.tools is None:
-        _of_thread.tools = Run(), BoxMuller(LARGEST)
+        _of_thread.tools = Run(), BoxMuller(WORDS * LANES)
     return _of_thread.tools
 
 
@@ -438,6 +438,28 @@ class NoiseStream:
         if z.size:
             self._fill(z.reshape(len(z), -1), seeds, draw)
         return _moved(z, dtype, device)
+
+    def of_blocks(self, draws: np.ndarray, rows: np.ndarray, numbers: int) -> np.ndarray:
+        """The first numbers, five to eight, of draws (b,) of eight by samples of these numbers (b,), as (numbers, b).
+
+        What `at` has, sooner: eight numbers are those of one block, so words of one number in it are made into normal
+        numbers together.
+        """
+        places = self.seeds.select(rows)
+        seeds, index = places.arrays()
+        blocks = index.astype(np.uint64) + np.uint64(1)
+        even = numbers + numbers % 2
+        z = np.empty((even // 2, 2, len(rows)), dtype=np.float32)
+        for i in range(0, len(rows), LANES):
+            some = slice(i, i + LANES)
+            key = (places.seed if isinstance(places.seed, int) else seeds[some], self._stream)
+            words = philox((blocks[some], draws[some], self._segment, self._repeat), key).T.reshape(1, -1)
+
+            n = words.shape[1]
+            made = np.empty((1, n // WORDS * even), dtype=np.float32)
+            self._box_muller(words, made[:, :n], made[:, n:])
+            z[..., some] = made.reshape(even // 2, -1, 2).swapaxes(1, 2)  # halves of a word are neighbours
+        return z.reshape(even, -1)[:numbers]
 
     def mixed(
         self,
@@ -629,7 +651,7 @@ class NoiseStream:
         ahead = np.arange(1, blocks + 1, dtype=np.uint64)  # counters begin at 1
         number = (block[:, None] + ahead).ravel()
         counter = (number, np.repeat(draws, blocks), self._segment, self._repeat)
-        words = philox(counter, (seed, self._stream)).reshape(len(block), -1)
+        words = np.ascontiguousarray(philox(counter, (seed, self._stream))).reshape(len(block), -1)
         if k % WORDS == 0:
             return words
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import sgm_sde as sg
+from sgm_sde.engine import brownian
 from sgm_sde.engine.brownian import KEPT, BrownianTree, PathNoise, PathWithArea, _half_of, noisy_steps
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.engine.program import Program, Stage
@@ -50,6 +51,18 @@ def test_a_path_is_a_function(d: int) -> None:
     alone = BrownianTree(SampleSeeds(3, range(4, 5)), (d,), 1.0)
     assert np.array_equal(alone.at(np.array([PLACES[2]]), np.zeros(1, dtype=int))[0], known[PLACES[2]][4])
     assert not np.array_equal(at(tree(n, d, seed=4), 0.5, n), known[0.5])
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("pieces", [0, 1, 16])
+def test_what_is_made_for_all_samples_changes_no_path(d: int, pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of the first pieces, one or some of them, to the last bit."""
+    n = 6
+    known = [at(tree(n, d), place, n) for place in PLACES]
+    monkeypatch.setattr(brownian, "MADE", (pieces + 1) * 2 * n * d if pieces else 0)
+    paths = tree(n, d)
+    for place, path in zip(PLACES, known, strict=True):
+        assert np.array_equal(at(paths, place, n), path)
 
 
 @pytest.mark.parametrize("d", [1, 2, 4])

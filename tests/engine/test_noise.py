@@ -117,6 +117,19 @@ def test_noise_is_the_same_however_it_is_had(d: int) -> None:
     assert torch.equal(twice, known[0][[1, 1, 0] * 40])
 
 
+@pytest.mark.parametrize("numbers", [5, 6, 7, 8])
+@pytest.mark.parametrize(
+    "seeds", [SampleSeeds(7, range(LANES + 9)), SampleSeeds(np.arange(9, dtype=np.uint64), range(9))]
+)
+def test_draws_of_one_block_are_the_draws(seeds: SampleSeeds, numbers: int) -> None:
+    """By whatever way, of samples with one seed and with seeds of their own, to the last bit."""
+    stream = NoiseStream(seeds, "path", 0.5)
+    rows = np.random.default_rng(0).permutation(len(seeds))
+    draws = rows.astype(np.uint64) % np.uint64(5)
+    known = stream.at(draws, (len(rows), 8), torch.float32, rows=rows).numpy()
+    assert np.array_equal(stream.of_blocks(draws, rows, numbers).T, known[:, :numbers])
+
+
 def test_draws_made_ahead_are_the_draws() -> None:
     """One after another, of whatever shapes and from wherever: each is what it is when asked for by its number."""
     source, seeds = NoiseStream(SampleSeeds(5, range(3, 7)), "solver", 0.3), SampleSeeds(5, range(3, 7))
