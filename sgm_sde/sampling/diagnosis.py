@@ -50,6 +50,7 @@ $y = w^\top z \sim N(x_0, s^2)$ (`MatrixSDE.observation`), so a run there is wat
 $\sigma = s$. Of the network's estimate of the noise, $z = \mu D + L\epsilon$, it leaves $D = y - w^\top L\epsilon$.
 
 Sizes are kept on the device, at the start and at the nodes 1, 2, 4, 8, ... from the end, and looked at with the result.
+Of few numbers states and outputs are kept in their place.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ REVERSED = -0.9  # cosine of the flow with it
 START = 5.0  # factor between the size of a state at T and the prior's from which on it is not one of the prior's
 NOISE = 10.0  # sigma / alpha from which on a start is noise
 LEFT = 0.5  # of the noise at the start, by a network that does not see it
+SMALL = 2**14  # numbers of a batch up to which states and outputs are kept until the end
 SPARSE = 8.0  # how much smaller than the scale of all data a sample may be
 
 ADVICE = (
@@ -228,12 +230,24 @@ def root_mean_square(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows, dim=1, dtype=dtype).div_(math.sqrt(rows.shape[1]))
 
 
-def _size_of_estimate(x: Tensor, output: Tensor, convert: tuple[float, float], of_output: Tensor) -> Tensor:
-    """The size (B,) of what state and output say together, with their coefficients and the output's size."""
-    c_x, c_r = convert
-    if c_x == 0:
-        return of_output * abs(c_r)
-    return root_mean_square((c_x * x).add_(output.to(x.dtype), alpha=c_r))
+def _sizes(x: Tensor) -> Tensor:
+    """|x| (m, B) of x (m, B, *)."""
+    return root_mean_square(x.flatten(0, 1)).view(len(x), -1)
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor | float:
+    """A number for each of m looks, to go with (m, B, *); one itself, for which no device has to wait."""
+    if len(values) == 1:
+        return values[0]
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.ndim - 1))
+
+
+def _sizes_together(converts: Sequence[tuple[float, float]], x: Tensor, output: Tensor, of_output: Tensor) -> Tensor:
+    """The sizes (m, B) of what states and outputs (m, B, *) say together, by coefficients and the outputs' sizes."""
+    c_x, c_r = zip(*converts, strict=True)
+    if not any(c_x):
+        return of_output * _column([abs(c) for c in c_r], of_output)
+    return _sizes((x * _column(c_x, x)).add_(output * _column(c_r, x)))
 
 
 class Watch:
@@ -280,60 +294,97 @@ class Watch:
         self._least: Tensor | None = None  # the size of a sample that accounts for the states, the most so far
         self._against: Tensor | None = None
         self._blind_below: Tensor | None = None  # the size of a sample of which the network saw little at the start
-        self._noise: Tensor | None = None  # the size of the noise estimated at the start
+        self._noise: Tensor | None = None  # the size (1, B) of the noise estimated at the start
+        self._pending: list[tuple[Look, Tensor, Tensor]] = []  # looks that are not accounted for yet
         self._apart: Tensor | None = None  # where state and estimated data were further apart than the noise allows
 
     def see(self, x: Tensor, output: Tensor, t: float) -> None:
-        """Keep the sizes of a node's state and of the network's output there."""
+        """Keep the sizes of a node's state and of the network's output there; what is small is kept itself for now."""
         look = self.looks.get(t)
         if look is None:
             return
 
         self._size = None
+        x = x.detach()
+        output = output.detach().to(x.dtype)
         if look.observed is not None:
-            output = look.observed.data(x.detach(), output.detach())
-            x = look.observed.state(x.detach())
+            output = look.observed.data(x, output)
+            x = look.observed.state(x)
+        if t == self.start:
+            self._see_start(x, output, look)
+        if x.numel() > SMALL:
+            self._account([look], x[None], output[None])
+        else:
+            self._pending.append((look, x.clone(), output.clone()))
+
+    def _see_start(self, x: Tensor, output: Tensor, look: Look) -> None:
+        """Keep what the output says of the noise that a run starts from."""
         d = dimension(x)
+        directed = d >= DIRECTION and math.isfinite(look.noise[0])
+        noisy = self.estimates_noise and not self.lags and NOISE <= look.level < math.inf
+        if not (directed or noisy):
+            return
+
         size = root_mean_square(x)
         of_output = root_mean_square(output)
-        if t == self.start and d >= DIRECTION and math.isfinite(look.noise[0]):
-            across = dot(x.detach(), output.detach().to(x.dtype)) / d
+        if directed:
+            across = dot(x, output) / d
             self._against = self._points_against(across, look, size, of_output)
             if self.flow:
                 self._least = self._of_reversed_flow(across, look, size, of_output)
-
-        if t == self.start and self.estimates_noise and not self.lags and NOISE <= look.level < math.inf:
-            of_data = _size_of_estimate(x.detach(), output.detach(), look.data, of_output)
+        if noisy:
+            (of_data,) = _sizes_together([look.data], x[None], output[None], of_output[None])
             accounted = (size / look.alpha).clamp_(min=look.level).mul_(LEFT)
             self._blind_below = of_data.masked_fill(of_data <= accounted, 0.0).div_(SPARSE)
 
-        expected = KAPPA + CHANCE / math.sqrt(d)
-        if self.estimates_noise and math.isfinite(look.noise[0]) and not self.lags:
-            of_noise = _size_of_estimate(x.detach(), output.detach(), look.noise, of_output)
-            self._see_noise(of_noise, look, expected, first=t == self.start)
+    def _settle(self) -> None:
+        """Account for what has been kept, all of it at once: little of the time of an operation is arithmetic there."""
+        if self._pending:
+            looks, states, outputs = zip(*self._pending, strict=True)
+            self._pending = []
+            self._account(looks, torch.stack(states), torch.stack(outputs))
+
+    def _account(self, looks: Sequence[Look], x: Tensor, output: Tensor) -> None:
+        """Keep what the sizes of states and outputs (m, B, *) at some looks leave for a sample's size."""
+        size = _sizes(x)
+        of_output = _sizes(output)
+        expected = KAPPA + CHANCE / math.sqrt(dimension(x[0]))
+        if self.estimates_noise and not self.lags:
+            known = [k for k, look in enumerate(looks) if math.isfinite(look.noise[0])]
+            if len(known) == len(looks):
+                self._see_noise(looks, x, output, of_output, expected)
+            elif known:
+                self._see_noise([looks[k] for k in known], x[known], output[known], of_output[known], expected)
 
         # In place: of a million samples of two numbers, a number each is half a state.
-        c_x, c_r = map(abs, look.data)
-        estimate = of_output.to(size.dtype).mul_(c_r).add_(size, alpha=c_x)
+        c_x, c_r = zip(*[map(abs, look.data) for look in looks], strict=True)
+        estimate = of_output.mul_(_column(c_r, size)).add_(size * _column(c_x, size))
         kappa = UNSEEN if self.lags else expected  # many updates at a level go far
-        self._see_sizes(size.div_(look.alpha), estimate, kappa * look.reach)
+        noise = _column([kappa * look.reach for look in looks], size)
+        self._see_sizes(size.div_(_column([look.alpha for look in looks], size)), estimate, noise)
 
-    def _see_noise(self, of_noise: Tensor, look: Look, expected: float, *, first: bool) -> None:
-        """Compare the size of the noise estimated with that of the first."""
-        if first:
-            self._noise = of_noise
-        elif self._noise is not None:
-            allowed = self._noise.mul(GROWTH).add_(expected).mul_(APART * look.reach)
-            apart = of_noise.mul_(look.level) > allowed
+    def _see_noise(self, looks: Sequence[Look], x: Tensor, output: Tensor, of_output: Tensor, expected: float) -> None:
+        """Compare the sizes of the noise estimated (m, B) with that of the first."""
+        of_noise = _sizes_together([look.noise for look in looks], x, output, of_output)
+        if self.looks[self.start] is looks[0]:
+            self._noise = of_noise[:1]
+            looks = looks[1:]
+            of_noise = of_noise[1:]
+        if looks and self._noise is not None:
+            most = self._noise.mul(GROWTH).add_(expected)
+            reach = _column([APART * look.reach for look in looks], most)
+            apart = (of_noise * _column([look.level for look in looks], most) > most * reach).any(0)
             self._apart = apart if self._apart is None else self._apart.logical_or_(apart)
 
-    def _see_sizes(self, state: Tensor, estimate: Tensor, noise: float) -> None:
-        """Keep what the sizes of state and estimate, and the most that noise does, leave for a sample's size."""
+    def _see_sizes(self, state: Tensor, estimate: Tensor, noise: Tensor | float) -> None:
+        """Keep what the sizes (m, B) of states and estimates, and the most that noise does, leave for a sample's."""
         limit = torch.maximum(state, estimate, out=estimate).mul_(GROWTH).add_(noise)
         limit.nan_to_num_(nan=math.inf, posinf=math.inf)  # where nothing is known, in a third of the time of a mask
         least = state.sub_(noise).div_(GROWTH)
         least.nan_to_num_(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
 
+        limit = limit.amin(0)
+        least = least.amax(0)
         self._limit = limit if self._limit is None else torch.minimum(self._limit, limit, out=limit)
         self._least = least if self._least is None else torch.maximum(self._least, least, out=least)
 
@@ -359,6 +410,7 @@ class Watch:
 
     def implausible(self, sample: Tensor, *, denoised: bool) -> Tensor:
         """Mask (B,) of final states x (B, *), denoised or not, that the run cannot account for."""
+        self._settle()
         if not self.looks or self.guided:
             none = torch.zeros(len(sample), dtype=torch.bool, device=sample.device)
             return none if self._against is None else self._against
