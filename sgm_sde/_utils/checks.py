@@ -296,6 +296,8 @@ def moments(option: str, value: object) -> list[float]:
         TypeError: for anything else, or something in it that is no real number.
     """
     times = listed(value)
+    if isinstance(times, list | tuple) and set(map(type, times)) == {float}:
+        return list(times)
     if not isinstance(times, Iterable) or isinstance(times, str | Tensor):
         raise TypeError(f"{option} must be a sequence of numbers, got {described(value)}")
     return [moment(f"{option}[{i}]", t) for i, t in enumerate(times)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from sgm_sde._utils.shapes import cpu_float64
 from sgm_sde.engine.matrix import Diagonal, Matrix, Operator, number
 from sgm_sde.engine.node import Coefficient
 from sgm_sde.engine.program import Program, Stage, Terms
@@ -78,6 +79,7 @@ class Plan:
         blocks: of the state, on which matrices among the coefficients act; 1 where all are numbers, 0 where some
             are a number for each token.
         weights: the coefficients of all slots (stages, n_slots), float64 on the host; for numbers only.
+        factors: those of the bases (stages,), 1 where the stage does not begin with that product; like the weights.
         needed: for each stage, what later ones need besides its state and evaluation, and where it lies.
     """
 
@@ -87,6 +89,7 @@ class Plan:
     n_registers: int
     blocks: int
     weights: Tensor = field(repr=False, compare=False)
+    factors: Tensor = field(repr=False, compare=False)
     needed: tuple[tuple[Needed, ...], ...] = field(repr=False, compare=False)
 
     @property
@@ -116,6 +119,7 @@ def lower(program: Program, conversions: Sequence[Conversion]) -> Plan:
         allocation.n_registers,
         blocks,
         _weights(instructions, allocation.n_slots) if numbers_only else torch.zeros(0, device="cpu"),
+        _factors(instructions) if numbers_only else torch.zeros(0, device="cpu"),
         tuple(_needed(place, conversions) for place in allocation.places),
     )
 
@@ -136,6 +140,11 @@ def _weights(instructions: Sequence[Instruction], n_slots: int) -> Tensor:
         for slot, c in instruction.slots:
             weights[k, slot] = number(c)
     return weights
+
+
+def _factors(instructions: Sequence[Instruction]) -> Tensor:
+    """The coefficients of bases that stages begin with (stages,)."""
+    return cpu_float64([number(ins.beta) if ins.kind == "factor" else 1.0 for ins in instructions])
 
 
 def _needed(place: Place, conversions: Sequence[Conversion]) -> tuple[Needed, ...]:

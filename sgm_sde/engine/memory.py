@@ -64,7 +64,9 @@ class Buffers:
         ]
         self._flat = [register.view(-1) for register in self.registers]
         self._ends = [(flat.data_ptr(), flat.data_ptr() + flat.nbytes) for flat in self._flat]
-        self._weights, self._factors = _constants(plan, x)
+        # As tensors: torch would convert numbers at every call.
+        self._weights = plan.weights.to(x).unbind(0)
+        self._factors = plan.factors.to(x).unbind(0)
 
     def combine(self, k: int, ins: Instruction, terms: Summands) -> None:
         state = self.registers[ins.target]
@@ -114,18 +116,6 @@ class Buffers:
     def holds(self, register: int, value: Tensor) -> bool:
         start, end = self._ends[register]
         return start <= value.data_ptr() < end
-
-
-def _constants(plan: Plan, x: Tensor) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Weights of products and factors of bases by stage, as tensors: torch would convert numbers at every call."""
-    products = [k for k, ins in enumerate(plan.instructions) if ins.kind == "product"]
-    weights = plan.weights[products].to(x)
-    weights_of = dict(zip(products, weights.unbind(0), strict=True))
-
-    betas = {k: number(ins.beta) for k, ins in enumerate(plan.instructions) if ins.kind == "factor"}
-    factors = torch.tensor(list(betas.values()), dtype=torch.float64, device="cpu").to(x)
-    factor_of = dict(zip(betas, factors.unbind(0), strict=True))
-    return weights_of, factor_of
 
 
 def _add(base: Tensor, value: Tensor, c: Coefficient, state: Tensor) -> Tensor:

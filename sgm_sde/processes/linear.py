@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode
+from sgm_sde._utils.cache import cached
 from sgm_sde._utils.checks import described, require_function
 from sgm_sde._utils.shapes import Time, as_time, cpu_float64, expand
 from sgm_sde.engine.times import at_ends
@@ -268,8 +269,9 @@ class LinearSDE(SDE):
     def prior_transform(self, z: Tensor, t: float | None = None) -> Tensor:
         """Turn standard normal noise (B, *) into samples of N(0, sigma(t)^2 I), t = T if not given."""
         end = self.T if t is None else at_ends(self, t)
-        return float(self.sigma(end)) * z
+        return self.nodes((end,))[0].sigma * z
 
+    @cached(maxsize=64)
     def nodes(self, times: Sequence[float]) -> Sequence[LinearNode]:
         """The host-side coefficients at each of the given times."""
         t = cpu_float64(times)

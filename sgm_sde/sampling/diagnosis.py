@@ -213,6 +213,7 @@ def looks_of(sde: SDE, times: tuple[float, ...], prediction: str) -> Mapping[flo
     return _looks(sde, times, prediction) if has_scalar_marginal(sde) else {}
 
 
+@cached(maxsize=64)
 def signal_at(sde: SDE, t: float) -> float:
     """Scale of the data in a state's first block at a time, infinite on a nonlinear process."""
     if has_matrix_marginal(sde):
@@ -235,19 +236,51 @@ def _sizes(x: Tensor) -> Tensor:
     return root_mean_square(x.flatten(0, 1)).view(len(x), -1)
 
 
-def _column(values: Sequence[float], like: Tensor) -> Tensor | float:
-    """A number for each of m looks, to go with (m, B, *); one itself, for which no device has to wait."""
-    if len(values) == 1:
-        return values[0]
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.ndim - 1))
+class Columns(NamedTuple):
+    """Numbers of m looks, to go with sizes (m, B): of one they are Python's, for which no device has to wait.
+
+    Attributes:
+        alpha: the signal's scale.
+        reach: sigma / alpha at the node before.
+        level: sigma / alpha.
+        x_of_data: coefficient of the state in the estimate of the data, without its sign.
+        r_of_data: the output's.
+        x_of_noise: coefficient of the state in the estimate of the noise, 0 where that is not known.
+        r_of_noise: the output's.
+        apart: how far state and estimate may be apart, in units of the noise; any distance where it is not known.
+    """
+
+    alpha: Tensor | float
+    reach: Tensor | float
+    level: Tensor | float
+    x_of_data: Tensor | float
+    r_of_data: Tensor | float
+    x_of_noise: Tensor | float
+    r_of_noise: Tensor | float
+    apart: Tensor | float
+
+    @staticmethod
+    def of(looks: Sequence[Look], like: Tensor) -> Columns:
+        """Those of looks, for sizes of a kind."""
+        rows = [_numbers(look) for look in looks]
+        if len(rows) == 1:
+            return Columns(*rows[0])
+        return Columns(*torch.tensor(rows, dtype=like.dtype, device=like.device)[:, :, None].unbind(1))
+
+    def noise(self, x: Tensor, output: Tensor) -> Tensor:
+        """The noise estimated (m, B, *) of states and outputs."""
+        c_x, c_r = self.x_of_noise, self.r_of_noise
+        if isinstance(c_x, Tensor) and isinstance(c_r, Tensor):
+            shape = (-1, *[1] * (x.ndim - 1))
+            c_x, c_r = c_x.view(shape), c_r.view(shape)
+        return (x * c_x).add_(output * c_r)
 
 
-def _sizes_together(converts: Sequence[tuple[float, float]], x: Tensor, output: Tensor, of_output: Tensor) -> Tensor:
-    """The sizes (m, B) of what states and outputs (m, B, *) say together, by coefficients and the outputs' sizes."""
-    c_x, c_r = zip(*converts, strict=True)
-    if not any(c_x):
-        return of_output * _column([abs(c) for c in c_r], of_output)
-    return _sizes((x * _column(c_x, x)).add_(output * _column(c_r, x)))
+def _numbers(look: Look) -> tuple[float, ...]:
+    x_of_data, r_of_data = map(abs, look.data)
+    known = math.isfinite(look.noise[0])
+    noise = look.noise if known else (0.0, 0.0)
+    return look.alpha, look.reach, look.level, x_of_data, r_of_data, *noise, APART * look.reach if known else math.inf
 
 
 class Watch:
@@ -310,32 +343,10 @@ class Watch:
         if look.observed is not None:
             output = look.observed.data(x, output)
             x = look.observed.state(x)
-        if t == self.start:
-            self._see_start(x, output, look)
         if x.numel() > SMALL:
             self._account([look], x[None], output[None])
         else:
             self._pending.append((look, x.clone(), output.clone()))
-
-    def _see_start(self, x: Tensor, output: Tensor, look: Look) -> None:
-        """Keep what the output says of the noise that a run starts from."""
-        d = dimension(x)
-        directed = d >= DIRECTION and math.isfinite(look.noise[0])
-        noisy = self.estimates_noise and not self.lags and NOISE <= look.level < math.inf
-        if not (directed or noisy):
-            return
-
-        size = root_mean_square(x)
-        of_output = root_mean_square(output)
-        if directed:
-            across = dot(x, output) / d
-            self._against = self._points_against(across, look, size, of_output)
-            if self.flow:
-                self._least = self._of_reversed_flow(across, look, size, of_output)
-        if noisy:
-            (of_data,) = _sizes_together([look.data], x[None], output[None], of_output[None])
-            accounted = (size / look.alpha).clamp_(min=look.level).mul_(LEFT)
-            self._blind_below = of_data.masked_fill(of_data <= accounted, 0.0).div_(SPARSE)
 
     def _settle(self) -> None:
         """Account for what has been kept, all of it at once: little of the time of an operation is arithmetic there."""
@@ -348,32 +359,45 @@ class Watch:
         """Keep what the sizes of states and outputs (m, B, *) at some looks leave for a sample's size."""
         size = _sizes(x)
         of_output = _sizes(output)
+        first = looks[0] is self.looks[self.start]
+        if first:
+            self._see_start(looks[0], x[0], output[0], size[0], of_output[0])
+
+        columns = Columns.of(looks, size)
         expected = KAPPA + CHANCE / math.sqrt(dimension(x[0]))
         if self.estimates_noise and not self.lags:
-            known = [k for k, look in enumerate(looks) if math.isfinite(look.noise[0])]
-            if len(known) == len(looks):
-                self._see_noise(looks, x, output, of_output, expected)
-            elif known:
-                self._see_noise([looks[k] for k in known], x[known], output[known], of_output[known], expected)
+            of_noise = (of_output * columns.r_of_noise).abs_()
+            if any(look.noise[0] for look in looks):
+                of_noise = _sizes(columns.noise(x, output))
+            if first and math.isfinite(looks[0].noise[0]):
+                self._noise = of_noise[:1]
+            self._see_noise(of_noise, columns, expected)
 
         # In place: of a million samples of two numbers, a number each is half a state.
-        c_x, c_r = zip(*[map(abs, look.data) for look in looks], strict=True)
-        estimate = of_output.mul_(_column(c_r, size)).add_(size * _column(c_x, size))
+        estimate = of_output.mul_(columns.r_of_data).add_(size * columns.x_of_data)
         kappa = UNSEEN if self.lags else expected  # many updates at a level go far
-        noise = _column([kappa * look.reach for look in looks], size)
-        self._see_sizes(size.div_(_column([look.alpha for look in looks], size)), estimate, noise)
+        self._see_sizes(size.div_(columns.alpha), estimate, kappa * columns.reach)
 
-    def _see_noise(self, looks: Sequence[Look], x: Tensor, output: Tensor, of_output: Tensor, expected: float) -> None:
+    def _see_start(self, look: Look, x: Tensor, output: Tensor, size: Tensor, of_output: Tensor) -> None:
+        """Keep what the output says of the noise that a run starts from, with the sizes (B,) of state and output."""
+        d = dimension(x)
+        if d >= DIRECTION and math.isfinite(look.noise[0]):
+            across = dot(x, output) / d
+            self._against = self._points_against(across, look, size, of_output)
+            if self.flow:
+                self._least = self._of_reversed_flow(across, look, size, of_output)
+
+        if self.estimates_noise and not self.lags and NOISE <= look.level < math.inf:
+            c_x, c_r = look.data
+            of_data = root_mean_square((c_x * x).add_(output, alpha=c_r)) if c_x else of_output * abs(c_r)
+            accounted = (size / look.alpha).clamp_(min=look.level).mul_(LEFT)
+            self._blind_below = of_data.masked_fill(of_data <= accounted, 0.0).div_(SPARSE)
+
+    def _see_noise(self, of_noise: Tensor, columns: Columns, expected: float) -> None:
         """Compare the sizes of the noise estimated (m, B) with that of the first."""
-        of_noise = _sizes_together([look.noise for look in looks], x, output, of_output)
-        if self.looks[self.start] is looks[0]:
-            self._noise = of_noise[:1]
-            looks = looks[1:]
-            of_noise = of_noise[1:]
-        if looks and self._noise is not None:
-            most = self._noise.mul(GROWTH).add_(expected)
-            reach = _column([APART * look.reach for look in looks], most)
-            apart = (of_noise * _column([look.level for look in looks], most) > most * reach).any(0)
+        if self._noise is not None:
+            allowed = self._noise.mul(GROWTH).add_(expected) * columns.apart
+            apart = (of_noise * columns.level > allowed).any(0)
             self._apart = apart if self._apart is None else self._apart.logical_or_(apart)
 
     def _see_sizes(self, state: Tensor, estimate: Tensor, noise: Tensor | float) -> None:

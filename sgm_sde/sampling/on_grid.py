@@ -167,9 +167,11 @@ class _PartOfRun:
         monitor = self.monitor
         on_node = monitor.on_node if monitor.looks_on else None
 
-        def on_output(x: Tensor, output: Tensor, t: float) -> None:
+        def see_both(x: Tensor, output: Tensor, t: float) -> None:
             watch.see(x, output, t)
             monitor.on_output(x, output, t)
+
+        on_output = see_both if monitor.looks_on else watch.see
 
         if execution.parallel is not None and len(x):
             return run_in_parallel(

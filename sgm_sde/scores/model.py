@@ -110,7 +110,7 @@ class BoundScore:
     def predict(self, target: str, x: Tensor, t: float, output: Tensor | None = None) -> Tensor:
         """A prediction at x (B, *) and t, by a network call or from the output of one."""
         if t not in self._at:  # correctors come back to the same time
-            self._at = {t: self.sde.nodes([t])[0]}
+            self._at = {t: self.sde.nodes((t,))[0]}
         c_x, c_r = checked_conversion(self.score.prediction, target, self._at[t])
         output = self._output(x, t) if output is None else output
         if isinstance(c_x, Matrix):
