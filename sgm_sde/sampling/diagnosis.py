@@ -407,8 +407,9 @@ class Watch:
         least = state.sub_(noise).div_(GROWTH)
         least.nan_to_num_(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
 
-        limit = limit.amin(0)
-        least = least.amax(0)
+        one = len(state) == 1
+        limit = limit[0] if one else limit.amin(0)
+        least = least[0] if one else least.amax(0)
         self._limit = limit if self._limit is None else torch.minimum(self._limit, limit, out=limit)
         self._least = least if self._least is None else torch.maximum(self._least, least, out=least)
 
