@@ -114,7 +114,7 @@ class BrownianTree:
         return columns.take(at, axis=1) if self._few else columns.T.take(at, axis=0).T
 
     def _first_pieces(self, piece: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Where the paths are at the start of each of the first pieces, and the increments over it (2 D, b)."""
+        """Paths at the start of some of the first pieces, and the increments over these (2 D, b)."""
         if self._made is None and self._may_hold(self._first):
             self._made = self._all_first(None)
         if self._made is not None:
