@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def test_deterministic_solvers_follow_the_flow(options: Any) -> None:
     torch.testing.assert_close(res.x, C * NOISE, rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("nfe", [4, 8, 50])
+@pytest.mark.parametrize("nfe", [2, 3, 4, 8, 50])
 def test_the_default_is_exact_on_straight_paths(nfe: int) -> None:
     """Data c eps: the velocity does not change along a path, and few steps in these coordinates meet the end."""
     start = (SDE.T * (1 - C) + C) * NOISE
@@ -48,10 +49,12 @@ def test_the_default_is_exact_on_straight_paths(nfe: int) -> None:
     assert setting in sg.sampling.candidates.default_candidates(nfe, coupled=True)
 
 
-def test_the_default_has_no_scale() -> None:
-    """A scale would be without effect."""
-    with pytest.raises(ValueError, match=r"coupled pairs has no scale: leave out data_std=0\.1"):
-        sg.defaults.default_setting(SDE, 8, data_std=0.1, coupled=True)
+def test_the_default_has_a_scale() -> None:
+    """That of the grid; three evaluations are used from 8 calls on."""
+    few, more = (sg.defaults.default_setting(SDE, nfe, coupled=True) for nfe in (7, 8))
+    assert (few.solver.nodes, more.solver.nodes) == (2, 3)
+    small = sg.defaults.default_setting(SDE, 8, data_std=0.1, coupled=True)
+    assert small == sg.Setting(more.solver, replace(more.grid, data_std=0.1))
     with pytest.raises(TypeError, match="coupled"):
         sg.defaults.default_setting(SDE, 8, coupled="yes")  # type: ignore[arg-type]
 

@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 
 from sgm_sde._utils.checks import check_integer, flag, number
 from sgm_sde.grids import GridRule, Karras, LogSNR, Thinned, Uniform, Widening
-from sgm_sde.sampling.defaults import NARROWEST, STRAIGHT, WIDEST, Setting, adams_near_noise, settings, straight_adams
+from sgm_sde.sampling.defaults import (
+    NARROWEST,
+    WIDEST,
+    Setting,
+    adams_near_noise,
+    settings,
+    straight_adams,
+    straight_settings,
+)
 from sgm_sde.schemes import DEIS, DPMSolver, RectifiedAdams, Rosenbrock, Solver, UniC, UniPC
 
 __all__ = ["default_candidates"]
@@ -58,7 +66,7 @@ def default_candidates(nfe: int | None = None, data_std: float = 1.0, coupled: b
     Args:
         nfe: the budget of network calls.
         data_std: scale of the data, in whose units the candidates' own levels of noise are.
-        coupled: whether they are for a flow of coupled pairs, whose default is then among them.
+        coupled: whether they are for a flow of coupled pairs, whose defaults are then among them.
 
     Raises:
         ValueError: for a budget below 1, or a scale that is not positive or above 100 000.
@@ -80,7 +88,7 @@ def default_candidates(nfe: int | None = None, data_std: float = 1.0, coupled: b
     else:
         crossed = data.many_calls()
 
-    found = [*settings(data.std), *([STRAIGHT] if flag("coupled", coupled) else [])]
+    found = [*settings(data.std), *(straight_settings(data.std) if flag("coupled", coupled) else ())]
     for solvers, rules in crossed:
         found += [Setting(solver, rule) for solver in solvers for rule in rules]
     return tuple(dict.fromkeys(found))

@@ -158,17 +158,42 @@ SETTINGS = settings()
 BOUNDS = (FEW, SOME, MANY)
 
 
-def straight_adams(nodes: int) -> ExponentialAdams:
-    """Adams' method in the coordinates of rectified flow through so many evaluations, with a corrector.
+def straight_adams(nodes: int, corrector: int | None = None) -> ExponentialAdams:
+    """Adams' method in the coordinates of rectified flow, with a corrector.
+
+    Args:
+        nodes: evaluations that a step uses.
+        corrector: evaluations that the corrector uses; one more if not given.
+
+    Raises:
+        ValueError: for numbers of evaluations below 1, or a corrector of more than one above a step's.
 
     Examples:
         >>> straight_adams(2).name
         'rectified2-unlowered-unic'
     """
-    return UniC(RectifiedAdams(nodes, start="cold", lower_final=False))
+    return UniC(RectifiedAdams(nodes, start="cold", lower_final=False), corrector)
 
 
-STRAIGHT = Setting(straight_adams(2), Uniform())  # for flows of coupled pairs, whose paths are nearly straight
+def straight_settings(data_std: float = 1.0) -> tuple[Setting, Setting]:
+    """The settings for flows of coupled pairs, whose paths are nearly straight, for few network calls and for more.
+
+    Args:
+        data_std: scale of the data.
+
+    Raises:
+        ValueError: for a scale below 1e-6 or above 100 000.
+
+    Examples:
+        >>> few, more = straight_settings()
+        >>> few.grid == more.grid
+        True
+    """
+    grid = Thinned(data_std=data_std, last=3.0, near_noise=-3.0, near_data=3.0)
+    return Setting(straight_adams(2), grid), Setting(straight_adams(3, 3), grid)
+
+
+OF_THREE = 8  # network calls, from which on the default for coupled pairs is through three evaluations
 
 # For processes with a matrix: below OF_HISTORY calls, steps are too long for evaluations before them to tell more.
 OF_HISTORY = 8
@@ -203,8 +228,8 @@ def default_setting(
     once, unless the end is given. All of it was chosen on half of the test beds of `python -m benchmarks.defaults`,
     which prints what it reaches on the other half, on networks of other recipes and on strong guidance. Where a
     given time has no finite log-SNR (alpha = 0 or sigma = 0), the default is Adams' method in the coordinates of
-    rectified flow on the process' own grid. For flows of coupled pairs it is that method with a corrector on even
-    times, chosen on half of the networks of `python -m benchmarks.coupled_flows`. For a process with a matrix it is
+    rectified flow on the process' own grid. For flows of coupled pairs it is that method with a corrector on
+    `Thinned`, chosen on half of the networks of `python -m benchmarks.coupled_flows`. For a process with a matrix it is
     gDDIM, through three evaluations from 8 calls on, chosen on one half of the beds of `python -m
     benchmarks.cld_defaults`; to the end at t = 0, and for a nonlinear process, it is Heun's method in time.
 
@@ -220,8 +245,8 @@ def default_setting(
 
     Raises:
         TypeError: for something that is no process, or a time or scale that is no number.
-        ValueError: for a budget that is not an integer of at least 1, times outside of the process, a scale below
-            1e-6 or above 100 000, or a scale for a flow of coupled pairs, whose default has none.
+        ValueError: for a budget that is not an integer of at least 1, times outside of the process, or a scale below
+            1e-6 or above 100 000.
 
     Examples:
         >>> import sgm_sde as sg
@@ -232,6 +257,7 @@ def default_setting(
     """
     require_sde(sde)
     budget = 50 if nfe is None else check_integer("nfe", nfe)
+    coupled = flag("coupled", coupled)
     if data_std is not None:
         data_std = number("data_std", data_std, least=NARROWEST, most=WIDEST)
     times = _given_times(sde, t_start, t_end)
@@ -240,15 +266,14 @@ def default_setting(
         return few if budget < OF_HISTORY else more
     if not has_scalar_marginal(sde):
         return Setting("heun2")
-    if flag("coupled", coupled):
-        if data_std is not None:
-            raise ValueError(f"the default for a flow of coupled pairs has no scale: leave out data_std={data_std:g}")
-        return STRAIGHT
 
     if not all(math.isfinite(float(sde.log_snr(t))) for t in times if 0 <= t <= sde.T):
         return Setting("rectified2")
     if data_std is None:
         data_std = _scale_of_data(sde)
+    if coupled:
+        few, more = straight_settings(data_std)
+        return few if budget < OF_THREE else more
     by_budget = SETTINGS if data_std == 1 else settings(data_std)
     chosen = by_budget[bisect_right(BOUNDS, budget)]
     return chosen if t_end is None else _to_a_given_end(chosen)
