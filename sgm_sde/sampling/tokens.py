@@ -62,7 +62,9 @@ def sample_tokens(
     if highest > sde.T:
         raise ValueError(f"the grid starts at t={highest}, beyond T={sde.T}")
 
-    method = _method(sde, solver, grid)
+    if solver is None:
+        solver = default_setting(sde, grid.steps + 1, t_end=sde.eps, coupled=score.coupled).solver
+    method = _method(solver)
     if method.stochastic:
         require_score(score, method.name)
     dtype, seeds, states = _start(score, sde, grid, start)
@@ -263,13 +265,13 @@ def _require_fitting(grid: TokenGrid, shape: tuple[int, ...]) -> None:
         )
 
 
-def _method(sde: LinearSDE, solver: Solver | AdaptiveSolver | Setting | str | None, grid: TokenGrid) -> Solver:
+def _method(solver: Solver | AdaptiveSolver | Setting | str) -> Solver:
     """The solver, one whose table is all that it does."""
     if isinstance(solver, Setting):
         if solver.budget is None:
             raise ValueError(f"the setting {solver.plain} brings its own grid: give its solver alone")
         solver = solver.solver
-    found = default_setting(sde, grid.steps + 1, t_end=sde.eps).solver if solver is None else resolve_any(solver)
+    found = resolve_any(solver)
     if isinstance(found, AdaptiveSolver):
         raise ValueError(f"{found.name} finds its own steps, and a TokenGrid gives them")
     if found.budget is not None:
