@@ -26,6 +26,7 @@ LINEAR_BELOW = 5.0
 # The same for the long steps of 6 to 29 calls, where strong guidance throws samples far out.
 NO_SIGNAL_GUIDED = 60.0
 LINEAR_GUIDED = 20.0
+CENTRED_BELOW = 5.0  # where the network's data estimate tells the mean of the data, and not its own errors
 FINAL_NODES = 3  # data estimates that a sample is made from below MANY calls
 # Where a process itself says that its data are not of about unit scale: factors between scale and noise levels.
 BELOW_START = 4.0
@@ -82,6 +83,7 @@ def adams_near_noise(
     *,
     no_signal_above: float = NO_SIGNAL_ABOVE,
     linear_below: float = LINEAR_BELOW,
+    centred_below: float | None = None,
     lower_final: bool = True,
     final_nodes: int = 0,
 ) -> ExponentialAdams:
@@ -93,6 +95,7 @@ def adams_near_noise(
         data_std: scale of the data, in whose units all levels of noise are.
         no_signal_above: see `schemes.Rosenbrock`; so is the next.
         linear_below: noise level below which polynomials are in about the noise level.
+        centred_below: noise level from which on v is taken about a data estimate; None for never.
         lower_final: whether the last steps use ever fewer evaluations.
         final_nodes: evaluations that the sample is made from at the end; 0 to end in a state.
 
@@ -112,6 +115,9 @@ def adams_near_noise(
         variable="log-signal",
         no_signal_above=min(number("no_signal_above", no_signal_above, above=0) * data_std, FAR),
         linear_below=min(number("linear_below", linear_below, above=0) * data_std, FAR),
+        centred_below=None
+        if centred_below is None
+        else min(number("centred_below", centred_below, above=0) * data_std, FAR),
         start="cold",
         lower_final=flag("lower_final", lower_final),
     )
@@ -133,7 +139,7 @@ def settings(data_std: float = 1.0) -> tuple[Setting, ...]:
         >>> len(settings(0.1))
         4
     """
-    fewest = adams_near_noise(3, 3, data_std, final_nodes=FINAL_NODES)
+    fewest = adams_near_noise(3, 3, data_std, centred_below=CENTRED_BELOW, final_nodes=FINAL_NODES)
     few, some = (
         adams_near_noise(
             nodes,
@@ -141,6 +147,7 @@ def settings(data_std: float = 1.0) -> tuple[Setting, ...]:
             data_std,
             no_signal_above=NO_SIGNAL_GUIDED,
             linear_below=LINEAR_GUIDED,
+            centred_below=CENTRED_BELOW,
             final_nodes=FINAL_NODES,
         )
         for nodes in (3, 5)

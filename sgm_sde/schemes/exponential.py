@@ -178,11 +178,13 @@ class Exponential(Solver):
 
 
 class _Predicted(NamedTuple):
-    """A step as the predictor took it, for its corrector: the linear part, the start, and the evaluations used."""
+    """A step as the predictor took it, for its corrector: the linear part, the start, the evaluations used about a
+    centre, and the centre."""
 
     part: LinearPart
     start: Node
     known: Known
+    centre: Form
 
 
 def _er_log_scale(s: Values) -> Values:
@@ -255,6 +257,7 @@ class ExponentialAdams(Exponential):
             order to 2; None: on grids of less than 15 steps, as the literature's codes do, since there a network's
             roughness costs more than the order gains.
         final_nodes: evaluations that the sample is made from at the end; 0 to end in a state.
+        centred_below: noise level sigma / alpha from which on v is interpolated about a data estimate; None for never.
 
     Raises:
         ValueError: for options out of range, or a warm start where it changes nothing or where there is noise.
@@ -274,6 +277,7 @@ class ExponentialAdams(Exponential):
     start: str = "cold"
     lower_final: bool | None = False
     final_nodes: int = 0
+    centred_below: float | None = None
     name: str = "exponential-adams"
     source: str = "Zhang & Chen, 2023, arXiv:2204.13902"
 
@@ -290,6 +294,10 @@ class ExponentialAdams(Exponential):
                 f"final_nodes={self.final_nodes} is for deterministic solvers of the variant 'exact', "
                 f"got eta={self.eta!r} and variant={self.variant!r}"
             )
+        if self.centred_below is not None:
+            settle(self, centred_below=number("centred_below", self.centred_below, above=0, most=FAR))
+            if self.prediction != "v":
+                raise ValueError(f"centred_below acts on v-prediction, got it with {self.prediction}")
         if self.start == "warm" and self.stochastic:
             raise ValueError("start='warm' is for deterministic solvers")
         if self.start == "warm" and not self._inner:
@@ -355,8 +363,8 @@ class ExponentialAdams(Exponential):
         predicted = k.memory.pop("predicted", None)
         if not isinstance(predicted, _Predicted):
             return k.x
-        part, before, used = predicted
-        nodes: Known = [(k.start, newest), *used][: self.corrector]
+        part, before, used, centre = predicted
+        nodes: Known = [*self._about(centre, [(k.start, newest)]), *used][: self.corrector]
         return k.x + part.integral(before, k.start, nodes) - part.integral(before, k.start, used)
 
     def _nodes_at(self, k: Step) -> int:
@@ -383,9 +391,36 @@ class ExponentialAdams(Exponential):
         """The last steps' data estimates with their nodes, newest first, from the states that the network was given."""
         before = k.memory.pop("estimates", [])
         assert isinstance(before, list)
-        c_x, c_r = map(engine_number, k.start.convert("data", self.prediction, sigma_data=self.sigma_data))
-        data = (k.evaluate(k.x, k.start) - c_x * k.x) / c_r
-        return [(k.start, data), *before][: self.final_nodes]
+        return [(k.start, self._data(k)), *before][: self.final_nodes]
+
+    def _data(self, k: Step) -> Form:
+        """The data estimate at the step's start."""
+        c_x, c_r = self._of_data(k.start)
+        return (k.evaluate(k.x, k.start) - c_x * k.x) / c_r
+
+    def _of_data(self, node: Node) -> tuple[float, float]:
+        """The coefficients of the state and of the data estimate in an evaluation."""
+        c_x, c_r = map(engine_number, node.convert("data", self.prediction, sigma_data=self.sigma_data))
+        return c_x, c_r
+
+    def _centre(self, k: Step) -> Form:
+        """The first data estimate at a noise level of `centred_below` and less; nothing above."""
+        if self.centred_below is None or k.start.noise_level > self.centred_below:
+            return Form()
+        centre = k.memory.setdefault("centre", self._data(k))
+        assert isinstance(centre, Form)
+        return centre
+
+    def _about(self, centre: Form, known: Known) -> Known:
+        """Evaluations of the state without alpha times a centre: without those of data there."""
+        if not centre.terms:
+            return known
+
+        def moved(node: Node, value: Form) -> tuple[Node, Form]:
+            c_x, c_r = self._of_data(node)
+            return node, value - (c_x * node.alpha + c_r) * centre
+
+        return [moved(node, value) for node, value in known]
 
     def step(self, k: Step) -> Form:
         """The state at the step's end, by the formula above."""
@@ -405,13 +440,14 @@ class ExponentialAdams(Exponential):
             return runge_kutta_step(replace(part, variant="exact"), k, self._inner)
 
         nodes = self._nodes_at(k)
-        known = part.usable(s, t, k.known(nodes + SPARE), nodes)
+        centre = self._centre(k)
+        known = self._about(centre, part.usable(s, t, k.known(nodes + SPARE), nodes))
         if self.corrector and finite:
-            k.memory["predicted"] = _Predicted(part, s, known)
+            k.memory["predicted"] = _Predicted(part, s, known, centre)
 
         std = part.std(s, t)
         noise = std * k.noise() if std else Form()
-        return part.update(s, t, x, known) + noise
+        return part.update(s, t, x - s.alpha * centre, known) + t.alpha * centre + noise
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -486,6 +486,7 @@ def Rosenbrock(
     variable: str = "angle",
     no_signal_above: float | None = None,
     linear_below: float | None = None,
+    centred_below: float | None = None,
     eta: Eta = 0.0,
     start: str | None = None,
     lower_final: bool | None = None,
@@ -512,6 +513,9 @@ def Rosenbrock(
     $u = \log(1 + \sigma/(\alpha c))$, is log-SNR near pure noise and the noise level near the data. There steps
     shorten in it, so that one extrapolates over less than it rests on, and errors decay on steps up to 0.9.
 
+    What is left grows with the mean of the data, if that is not 0. With `centred_below` it is taken about the network's
+    first data estimate at that noise level and below, and moving the data by a constant moves the samples by it.
+
     From $\alpha = 0$ on, the first steps of a grid that is even in time do not shrink in these two, however many there
     are: there the angle keeps its order, they are of order 2 and with `no_signal_above` of order 1.
 
@@ -521,6 +525,7 @@ def Rosenbrock(
         variable: what v is a polynomial in: the `"angle"`, `"log-snr"` or `"log-signal"`.
         no_signal_above: noise level sigma / alpha from which on the network sees next to no signal; None for nowhere.
         linear_below: the noise level c of log-signal; None for `sigma_data`.
+        centred_below: noise level sigma / alpha from which on v is taken about a data estimate; None for never.
         eta: stochasticity, a number or a function of time.
         start: `"cold"` or `"warm"`, the default from order 3 without noise.
         lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps.
@@ -543,6 +548,7 @@ def Rosenbrock(
         sigma_data=sigma_data,
         no_signal_above=no_signal_above,
         linear_below=linear_below,
+        centred_below=centred_below,
         eta=eta,
         start=_warm_if(order, start, eta),
         lower_final=_lower(order, lower_final),
@@ -553,6 +559,7 @@ def Rosenbrock(
         _level("sigma", solver.sigma_data, 0.5),
         _level("above", solver.no_signal_above),
         _level("below", solver.linear_below),
+        _level("centred", solver.centred_below),
         _noisy(eta, (0,)),
         _starting(solver.start, usual),
         _lowered(order, lower_final),
