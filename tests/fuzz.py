@@ -224,7 +224,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "UniPC": (sg.UniPC, {"*order": 3, "prediction": "data", "variant": "bh2", "start": "cold"}),
     "SASolver": (sg.SASolver, {"*order": 2, "corrector": None, "eta": 1.0, "window": (0.05, 1.0)}),
     "SEEDS": (sg.schemes.SEEDS, {"*order": 2}),
-    "Rosenbrock": (sg.schemes.Rosenbrock, {"*order": 2, "sigma_data": 0.5, "variable": "angle", "no_signal_above": None, "linear_below": None, "eta": 0.0, "start": None}),
+    "Rosenbrock": (sg.schemes.Rosenbrock, {"*order": 2, "sigma_data": 0.5, "variable": "angle", "no_signal_above": None, "linear_below": None, "centred_below": None, "eta": 0.0, "start": None}),
     "RectifiedAdams": (sg.schemes.RectifiedAdams, {"*order": 2, "start": None}),
     "ERSDE": (sg.schemes.ERSDE, {"*order": 3}),
     "PNDM": (sg.schemes.PNDM, {"*runge_kutta": True}),

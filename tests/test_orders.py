@@ -64,6 +64,16 @@ def test_order_of_deis_in_vp_time(process: str) -> None:
     assert measured.order > 3 - 0.15, measured
 
 
+@pytest.mark.parametrize("process", ["vp", "edm", "flow"])
+@pytest.mark.parametrize("corrected", [False, True])
+def test_order_about_a_data_estimate(process: str, corrected: bool) -> None:
+    """That another centre is taken once on the way costs no order, with a corrector or without."""
+    solver = sg.schemes.Rosenbrock(3, variable="log-signal", centred_below=1.0, lower_final=False)
+    solver = sg.schemes.UniC(solver, 3) if corrected else solver
+    measured = measure_order(solver, LINEAR[process], oracle=MIXTURE, rule=LogSNR(), steps=STEPS)
+    assert measured.order > solver.order - 0.15, measured
+
+
 @pytest.mark.parametrize(("process", "rule"), [("vp", "log-snr"), ("edm", "warped"), ("flow", "rough")])
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_order_on_a_mixture(name: str, process: str, rule: str) -> None:

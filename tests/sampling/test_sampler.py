@@ -149,6 +149,12 @@ CHANGES: dict[type, dict[str, list[tuple[sg.Solver, sg.Solver]]]] = {
         "final_nodes": [
             (sg.schemes.ExponentialAdams(final_nodes=1), sg.schemes.ExponentialAdams(final_nodes=2)),
         ],
+        "centred_below": [
+            (
+                sg.schemes.ExponentialAdams(prediction="v"),
+                sg.schemes.ExponentialAdams(prediction="v", centred_below=5.0),
+            ),
+        ],
     },
     sg.schemes.ExponentialRungeKutta: {
         **exponential(sg.schemes.ExponentialRungeKutta),
