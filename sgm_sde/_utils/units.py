@@ -8,24 +8,29 @@ from torch import Tensor
 
 FEW_NUMBERS = 16  # of a sample, up to which each may be of something else
 UNLIKE = 4.0  # times the standard deviation of another number: beyond, each is measured in its own
-CONSTANT = 1e-3  # of the largest: a standard deviation of a number that hardly varies
+ROUNDING = 1e-6  # of the largest: a standard deviation that single precision makes
 
 
-def units_of(x: Tensor, event: Sequence[int]) -> Tensor | None:
+def units_of(x: Tensor, event: Sequence[int], noise: float) -> Tensor | None:
     """Factors (d,) that make the standard deviations of a few numbers (N, d) alike; None where they nearly are.
 
-    Such numbers are of different things, and the small ones would not count. Those of images are of one.
+    Such numbers are of different things, and the small ones would not count. Those of images are of one. What varies by
+    less than the noise level sigma / alpha at which a run ends, a network can hardly tell from a constant: it is
+    measured by that.
 
     Examples:
         >>> import torch
-        >>> units_of(torch.tensor([[-1.0, -40.0], [1.0, 40.0]]), (2,)).tolist()
+        >>> units_of(torch.tensor([[-1.0, -40.0], [1.0, 40.0]]), (2,), noise=0.01).tolist()
         [6.32..., 0.158...]
-        >>> units_of(torch.tensor([[-1.0, -2.0], [1.0, 2.0]]), (2,))
+        >>> units_of(torch.tensor([[-1.0, 0.0], [1.0, 1e-4]]), (2,), noise=0.01).tolist()
+        [0.084..., 11.8...]
+        >>> units_of(torch.tensor([[-1.0, -2.0], [1.0, 2.0]]), (2,), noise=0.01)
     """
     if len(event) != 1 or event[0] > FEW_NUMBERS:
         return None
     spread = x.double().std(0)
-    if not float(spread.max()) > UNLIKE * float(spread.min()):
+    largest = float(spread.max())
+    spread = spread.clamp(min=max(noise, ROUNDING * largest))
+    if not largest > UNLIKE * float(spread.min()):
         return None
-    spread = spread.clamp(min=CONSTANT * float(spread.max()))
     return (spread.log().mean().exp() / spread).to(x)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.shapes import finite, flat
+from sgm_sde._utils.units import units_of
 from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
@@ -149,6 +150,10 @@ class Flow:
     def noise(self, samples: Samples) -> Tensor:
         """The noises of some samples (n, d)."""
         return self.measured(self._drawn(samples))
+
+    def units_of(self, ends: Tensor) -> Tensor | None:
+        """Units for numbers of unlike scale, by samples (N, d) of the network; None where there is no need."""
+        return units_of(ends, self.event, math.exp(self.low))
 
     def measured(self, x: Tensor) -> Tensor:
         """States (..., d) of the network in the units of this flow."""

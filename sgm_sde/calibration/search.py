@@ -30,7 +30,6 @@ from sgm_sde._utils.checks import (
 )
 from sgm_sde._utils.shapes import finite, flat
 from sgm_sde._utils.tree import Conditions
-from sgm_sde._utils.units import units_of
 from sgm_sde._utils.warn import warn
 from sgm_sde.calibration import closed
 from sgm_sde.calibration.choice import Comparison
@@ -69,7 +68,7 @@ ROUGH = 5e-3  # of the standard deviation: a network is rough where half of the 
 LEVELS = 48  # of exact states, among which those of the first fit are chosen: no budget can be larger
 RACE = 64  # noises of the race of what is off the shelf
 FINALISTS = 3  # of it, compared on held-out noises
-METHOD = 2  # of which noises are which: what another has begun is not continued
+METHOD = 3  # of which noises are which: what another has begun is not continued
 CONTESTANTS = 4  # fits that run from the noises that were screened
 CONTESTED = 2  # held-out noises at random for one on which these differ most
 FEW_CALLS = (6, 12)  # of the runs whose distance tells how hard a noise is
@@ -418,16 +417,21 @@ class _Search:
             return exact, Strata.even(noises)
 
         self.tell("the hardest of further noises")
-        chosen, as_hard = hardest(self._hardness(noises), self._hardness(screened), -(-len(noises) // HARD))
+        units = flow.units_of(exact.end)
+        at_random, further = (self._hardness(those, units) for those in (noises, screened))
+        chosen, as_hard = hardest(at_random, further, -(-len(noises) // HARD))
         places = chosen + screened.start
-        further = flow.trajectories(places, calls, keep)
-        known = further.finite
+        those = flow.trajectories(places, calls, keep)
+        known = those.finite
         strata = Strata.even(noises, len(screened)).extended(places[known.cpu()], as_hard)
-        return exact.joined(further[known]), strata
+        return exact.joined(those[known]), strata
 
-    def _hardness(self, noises: range) -> Tensor:
-        """The distances of the ends by a few calls from those by twice as many (n,)."""
+    def _hardness(self, noises: range, units: Tensor | None) -> Tensor:
+        """The distances of the ends by a few calls from those by twice as many (n,), in units of their own."""
         few, more = (self.flow.trajectories(noises, calls).end for calls in FEW_CALLS)
+        if units is not None:
+            few = few * units
+            more = more * units
         return _mean_squares(few, more).nan_to_num(nan=math.inf).cpu()
 
     def arrange(self, exact: _Exact) -> _Exact:
@@ -440,7 +444,7 @@ class _Search:
         self.held = range(n, n + h)
         self.further = range(n + h, n + h + len(further))
 
-        units = units_of(exact.at_random.end, self.flow.event)
+        units = self.flow.units_of(exact.at_random.end)
         if units is None:
             return exact
         self.flow.units = units
@@ -457,7 +461,8 @@ class _Search:
             return self.flow.trajectories(few, calls).end.double()
 
         def distances(calls: int) -> tuple[float, float]:
-            return _distances(end(calls), end(2 * calls), self.flow.event)
+            exact = end(2 * calls)
+            return _distances(end(calls), exact, self.flow.units_of(exact))
 
         if self.reference_nfe is not None:
             calls = self.reference_nfe
@@ -754,9 +759,8 @@ def _reach(ends: Sequence[Tensor], center: Tensor) -> float:
     return max(_farthest(x, center) for x in ends)
 
 
-def _distances(x: Tensor, y: Tensor, event: Sequence[int]) -> tuple[float, float]:
+def _distances(x: Tensor, y: Tensor, units: Tensor | None) -> tuple[float, float]:
     """Root mean square and median of the distances of samples (N, d), in units of the standard deviation of y."""
-    units = units_of(y, event)
     if units is not None:
         x = x * units
         y = y * units

@@ -447,7 +447,7 @@ class Race:
         exact = self.exact.double()
         self.batch = len(exact)
         self.data_std = self._scale(exact)
-        self.units = units_of(exact, self.event) if self.batch > 1 else None
+        self.units = units_of(exact, self.event, self._last_noise) if self.batch > 1 else None
         self.exact = self._measured(exact)
 
     @property
@@ -460,8 +460,13 @@ class Race:
         if self.batch == 1:
             return 1.0
         around = exact.std(0).square().mean().sqrt()
+        return scale_of_candidates(max(float(around), self._last_noise))
+
+    @property
+    def _last_noise(self) -> float:
+        """The noise level at eps."""
         (eps,) = self.sde.nodes((self.sde.eps,))
-        return scale_of_candidates(max(float(around), eps.noise_level))
+        return eps.noise_level
 
     def _measured(self, x: Tensor) -> Tensor:
         """Samples (n, d) in the units in which they are compared."""
