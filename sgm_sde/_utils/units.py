@@ -34,3 +34,13 @@ def units_of(x: Tensor, event: Sequence[int], noise: float) -> Tensor | None:
     if not largest > UNLIKE * float(spread.min()):
         return None
     return (spread.log().mean().exp() / spread).to(x)
+
+
+def spread_of(x: Tensor, units: Tensor | None) -> float:
+    """Standard deviation of all numbers of samples (N, d) together, 1 if they are all the same.
+
+    With units of its own (`units_of`) each number varies around a mean of its own, which means nothing to the others.
+    """
+    if units is not None:
+        x = x - x.mean(0)
+    return float(x.double().std(correction=min(1, x.numel() - 1))) or 1.0

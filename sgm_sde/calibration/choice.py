@@ -1,19 +1,16 @@
-r"""Choice among settings by their errors on noises that nothing was fitted to.
+"""Choice among settings by their errors on noises that nothing was fitted to.
 
 Which of several fits sends a noise into the wrong mode is chance, and one of a thousand can have most of the error, so
-the least error on a hundred noises is the luckiest fit's. But where solvers end in the same place no exact sample is
-needed to choose among them, and where one of them is lost the others are elsewhere. So those that may be taken run from
-many further noises, exact samples are made of those on which they differ most, and each noise counts for as many as it
-stands for (`Strata`).
+that the least error on a hundred noises is the luckiest fit's. Hence many noises are held out, with exact samples, and
+where these are dear those that are hard (`Strata`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from sgm_sde.calibration.result import HeldOut
@@ -46,17 +43,6 @@ class Comparison:
         found = HeldOut(name, setting, rmse, stderr, self.strata.median(root), float(root.max()))
         self.squares[found] = each
         return found
-
-    def on_more(
-        self, strata: Strata, squares: Callable[[Setting], Tensor], settings: Iterable[HeldOut]
-    ) -> tuple[Comparison, dict[HeldOut, HeldOut]]:
-        """The same settings on these noises and on further ones, and what each of them is there."""
-        more = Comparison(strata)
-        now = {}
-        for one in settings:
-            each = torch.cat([self.squares[one], squares(one.setting)])
-            now[one] = more.add(one.name, one.setting, each)
-        return more, now
 
     def in_order(self, compared: Sequence[HeldOut]) -> list[HeldOut]:
         """Fits, the one to take first.

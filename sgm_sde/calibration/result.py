@@ -152,8 +152,8 @@ class Calibration(Setting):
         """The held-out noises in words."""
         hard = self.protocol.get("hard_held_out", 0)
         of = self.protocol.get("screened_held_out", 0)
-        further = f" and {hard} of {of} more, the hardest and those that fits differ on" if hard else ""
-        return f"{self.protocol.get('held_out', '?')} held-out noises{further}"
+        further = f" and {hard} of {of} more, the hardest" if hard < of else f" and {of} more"
+        return f"{self.protocol.get('held_out', '?')} held-out noises{further if hard else ''}"
 
     def _lines(self) -> list[str]:
         """The settings compared, one a line: fits by how they came about, others by solver and grid."""

@@ -28,8 +28,9 @@ from sgm_sde._utils.checks import (
     number,
     sizes,
 )
-from sgm_sde._utils.shapes import finite, flat
+from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
+from sgm_sde._utils.units import spread_of
 from sgm_sde._utils.warn import warn
 from sgm_sde.calibration import closed
 from sgm_sde.calibration.choice import Comparison
@@ -39,7 +40,15 @@ from sgm_sde.calibration.refine import Refinement
 from sgm_sde.calibration.result import PILOT, Calibration, Calibrations, HeldOut, from_json, to_json
 from sgm_sde.calibration.rough import searched
 from sgm_sde.calibration.rows import Rows
-from sgm_sde.calibration.strata import FEW_DIMENSIONS, HARD, SCREENED, SCREENED_IN_FEW, Strata, hardest
+from sgm_sde.calibration.strata import (
+    FEW_DIMENSIONS,
+    HARD,
+    HELD_IN_FEW,
+    SCREENED,
+    SCREENED_IN_FEW,
+    Strata,
+    hardest,
+)
 from sgm_sde.calibration.table import Calibrated
 from sgm_sde.engine.noise import one_seed, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -69,8 +78,6 @@ LEVELS = 48  # of exact states, among which those of the first fit are chosen: n
 RACE = 64  # noises of the race of what is off the shelf
 FINALISTS = 3  # of it, compared on held-out noises
 METHOD = 3  # of which noises are which: what another has begun is not continued
-CONTESTANTS = 4  # fits that run from the noises that were screened
-CONTESTED = 2  # held-out noises at random for one on which these differ most
 FEW_CALLS = (6, 12)  # of the runs whose distance tells how hard a noise is
 OUTSIDE = 1.5  # times the distance of the farthest exact sample from their mean: beyond, a fit has blown up
 DOUBT = "exact samples"  # what a remark on them begins with
@@ -223,7 +230,8 @@ def calibrate(
     seed = secrets.randbits(63) if seed is None else one_seed(seed)
 
     n, *event = given
-    screened = _screened(event, n), _screened(event, held_out)
+    few = math.prod(event) <= FEW_DIMENSIONS
+    screened = n * (SCREENED_IN_FEW if few else SCREENED), held_out * (HELD_IN_FEW if few else SCREENED)
     total = n + held_out + sum(screened)
     seeds = resolve_seeds(seed, None, total)
     score = as_score(score_fn, sde)
@@ -258,11 +266,6 @@ def _budgets(sde: LinearSDE, nfe: int | Sequence[int]) -> list[int]:
     return budgets
 
 
-def _screened(event: Sequence[int], n: int) -> int:
-    """The number of noises that are screened beside n at random."""
-    return n * (SCREENED_IN_FEW if math.prod(event) <= FEW_DIMENSIONS else SCREENED)
-
-
 def _warn_of_doubt(found: Calibration) -> None:
     """Warn of exact samples that are not known as well as they should be; what is below that, a remark says."""
     for remark in found.remarks if found.reference_error >= KNOWN else ():
@@ -291,6 +294,7 @@ class _Exact:
         median: how far half of the samples are at most from those by twice as many calls, at 256 calls or at fewer that
             are enough; in the same units.
         network_evals: samples that the network saw for them.
+        units: in which they are, where numbers are of unlike scale.
     """
 
     fit: Trajectories
@@ -301,6 +305,7 @@ class _Exact:
     doubt: float
     median: float
     network_evals: int
+    units: Tensor | None = None
 
     @property
     def rough(self) -> bool:
@@ -310,7 +315,7 @@ class _Exact:
     @property
     def scale(self) -> float:
         """Standard deviation of the samples' numbers, as the pilot takes it."""
-        return float(self.at_random.end.double().std()) or 1.0
+        return spread_of(self.at_random.end, self.units)
 
     @cached_property
     def at_random(self) -> Trajectories:
@@ -324,12 +329,10 @@ class _Ranked(NamedTuple):
     Attributes:
         settings: all of them, the one to take first.
         outside: fits that left the range of the samples.
-        strata: of the noises that they were compared on.
     """
 
     settings: list[HeldOut]
     outside: list[HeldOut]
-    strata: Strata
 
 
 def _screening(of_fit: Strata, of_held: Strata) -> dict[str, int]:
@@ -377,7 +380,7 @@ class _Search:
         for count in screened:
             self.screened.append(range(end, end + count))
             end += count
-        self.further = self.screened[1]  # where the noises are that were screened beside those held out
+        self.further = self.screened[1]  # where the noises are that are held out without exact samples
         self.store: Store | None = None  # where finished parts of a budget are kept
         self.seconds_before = 0.0  # of the parts of a budget that an earlier call had finished
         self.tell: Callable[[str], object] = lambda words: None  # what is done now
@@ -402,12 +405,17 @@ class _Search:
         self.tell("exact samples")
         few = range(min(16, self.n))
         calls, doubt, median = self._calls(few)
-        fit, of_fit = self._with_hardest(self.noises, self.screened[0], calls, LEVELS)
-        held, of_held = self._with_hardest(self.held, self.screened[1], calls)
+        fit, of_fit = self._with_hardest(self.noises, self.screened[0], 0, calls, LEVELS)
+        affordable = len(self.screened[1]) * REFERENCES[0] // calls
+        held, of_held = self._with_hardest(self.held, self.screened[1], affordable, calls)
         return _Exact(fit, held.end, of_fit, of_held, calls, doubt, median, flow.network_evals - before)
 
-    def _with_hardest(self, noises: range, screened: range, calls: int, keep: int = 0) -> tuple[Trajectories, Strata]:
-        """Exact trajectories of noises at random, and of the hardest of further ones whose trajectories are finite."""
+    def _with_hardest(
+        self, noises: range, screened: range, least: int, calls: int, keep: int = 0
+    ) -> tuple[Trajectories, Strata]:
+        """Exact trajectories of noises at random, and of the hardest of further ones, at least so many, whose
+        trajectories are finite.
+        """
         flow = self.flow
         exact = flow.trajectories(noises, calls, keep)
         if not bool(exact.finite.all()):
@@ -417,9 +425,14 @@ class _Search:
             return exact, Strata.even(noises)
 
         self.tell("the hardest of further noises")
-        units = flow.units_of(exact.end)
-        at_random, further = (self._hardness(those, units) for those in (noises, screened))
-        chosen, as_hard = hardest(at_random, further, -(-len(noises) // HARD))
+        wanted = max(least, -(-len(noises) // HARD))
+        if wanted < len(screened):
+            units = flow.units_of(exact.end)
+            at_random, further = (self._hardness(those, units) for those in (noises, screened))
+            chosen, as_hard = hardest(at_random, further, wanted)
+        else:
+            chosen = torch.arange(len(screened))
+            as_hard = torch.ones(len(noises), dtype=torch.bool)
         places = chosen + screened.start
         those = flow.trajectories(places, calls, keep)
         known = those.finite
@@ -435,9 +448,11 @@ class _Search:
         return _mean_squares(few, more).nan_to_num(nan=math.inf).cpu()
 
     def arrange(self, exact: _Exact) -> _Exact:
-        """Put the noises that are fitted to first, then those to compare on, and those that were screened; and measure
-        numbers of unlike scale in units of their own."""
+        """Put the noises that are fitted to first, then those to compare on, and those without exact samples; and
+        measure numbers of unlike scale in units of their own.
+        """
         further = torch.tensor(self.screened[1], dtype=torch.long)
+        further = further[~torch.isin(further, exact.of_held.numbers)]
         self.flow = self.flow.arranged(torch.cat([exact.of_fit.numbers, exact.of_held.numbers, further]))
         n, h = len(exact.of_fit), len(exact.of_held)
         self.noises = range(n)
@@ -448,7 +463,7 @@ class _Search:
         if units is None:
             return exact
         self.flow.units = units
-        return replace(exact, fit=exact.fit.times(units), held=exact.held * units)
+        return replace(exact, fit=exact.fit.times(units), held=exact.held * units, units=units)
 
     def _calls(self, few: range) -> tuple[int, float, float]:
         """Calls of a trajectory, how far samples of a few noises are from those by twice as many, and what tells rough.
@@ -508,73 +523,33 @@ class _Search:
             network_evals=self.flow.network_evals - before,
             shared_evals=exact.network_evals,
             seconds=self.seconds_before + time.monotonic() - started,
-            protocol={**self.protocol, "reference_nfe": exact.nfe, **_screening(exact.of_fit, ranked.strata)},
+            protocol={**self.protocol, "reference_nfe": exact.nfe, **_screening(exact.of_fit, exact.of_held)},
             remarks=self._remarks(taken, ranked.outside, exact, fitted_median, is_late=late()),
         )
 
     def _ranked(
         self, held_out: Comparison, able: list[HeldOut], shelf: list[HeldOut], exact: _Exact, n: int
     ) -> _Ranked:
-        """All settings in order, by held-out noises and those further ones on which the best of them differ most."""
-        contestants, outside, apart = self._contest(held_out.in_order(able), shelf[0], exact, n)
-        now = {one: one for one in (*able, *shelf)}
-        if contestants:
-            strata, places, ends = self._contested(apart, exact)
+        """All settings in order, and the fits before the one that is taken that left the range of the samples."""
+        order = held_out.in_order(able)
+        stays = self._inside(shelf[0], exact, n)
+        first = next((k for k, one in enumerate(order) if stays(one)), len(order))
+        taken = held_out.choice(order[first : first + 1], shelf)
+        others = [one for one in (*able, *shelf) if one is not taken]
+        return _Ranked([taken, *sorted(others, key=lambda one: one.rmse)], order[:first])
 
-            def squares(setting: Setting) -> Tensor:
-                return _mean_squares(self._run(setting, places, n), ends) / exact.scale**2
-
-            held_out, now = held_out.on_more(strata, squares, now)
-
-        taken = held_out.choice([now[one] for one in contestants], [now[one] for one in shelf])
-        others = [one for one in now.values() if one is not taken]
-        others.sort(key=lambda one: one.rmse)
-        return _Ranked([taken, *others], [now[one] for one in outside], held_out.strata)
-
-    def _contest(
-        self, order: list[HeldOut], shelf: HeldOut, exact: _Exact, n: int
-    ) -> tuple[list[HeldOut], list[HeldOut], Tensor]:
-        """The first fits, in order, whose samples stay in the range of the exact ones, or of those off the shelf, and
-        those that do not; and how far apart they end from each noise that is held out or was screened (N,).
+    def _inside(self, shelf: HeldOut, exact: _Exact, n: int) -> Callable[[HeldOut], bool]:
+        """Whether the samples of a fit from all held-out noises stay in the range of the exact ones, or of those off
+        the shelf.
         """
         samples = range(self.held.start, self.further.stop)
         center = exact.at_random.end.mean(0)
-        off_the_shelf = self._run(shelf.setting, samples, n)
-        limit = OUTSIDE * _reach([exact.fit.end, exact.held, off_the_shelf], center)
+        limit = OUTSIDE * _reach([exact.fit.end, exact.held, self._run(shelf.setting, samples, n)], center)
 
-        ends: dict[HeldOut, Tensor] = {}
-        outside: list[HeldOut] = []
-        for one in order:
-            if len(ends) == CONTESTANTS:
-                break
-            x = self._run(one.setting, samples, n)
-            if _farthest(x, center) <= limit:
-                ends[one] = x
-            else:  # also where some of them are no numbers
-                outside.append(one)
+        def stays(one: HeldOut) -> bool:
+            return _farthest(self._run(one.setting, samples, n), center) <= limit  # false for what is no number
 
-        first = next(iter(ends.values()), off_the_shelf)
-        squares = [_mean_squares(x, first) for x in (off_the_shelf, *ends.values())]
-        apart = torch.stack(squares).sum(0)
-        return list(ends), outside, apart.nan_to_num(nan=math.inf).cpu()
-
-    def _contested(self, apart: Tensor, exact: _Exact) -> tuple[Strata, Tensor, Tensor]:
-        """The held-out noises with those that were screened on which contestants end farthest apart; the places of
-        these, and their exact samples.
-        """
-        strata = exact.of_held
-        held = apart[: len(strata)]
-        screened = apart[len(strata) :]
-        start = self.screened[1].start
-        known = strata.numbers[strata.at_random :] - start
-        wanted = min(-(-strata.at_random // CONTESTED), len(screened) - len(known))
-        chosen, as_contested = hardest(held, screened.index_fill(0, known, -1.0), wanted)
-
-        places = self.further.start + chosen
-        ends = self.flow.trajectories(places, exact.nfe).end
-        there = finite(ends)
-        chosen = chosen[there.cpu()]
-        return strata.extended(start + chosen, as_contested), self.further.start + chosen, ends[there]
+        return stays
 
     def _remarks(
         self, taken: HeldOut, outside: list[HeldOut], exact: _Exact, fitted_median: float, is_late: bool
@@ -764,8 +739,7 @@ def _distances(x: Tensor, y: Tensor, units: Tensor | None) -> tuple[float, float
     if units is not None:
         x = x * units
         y = y * units
-    spread = float(y.std()) or 1.0
-    each = (x - y).square().mean(1).sqrt() / spread
+    each = (x - y).square().mean(1).sqrt() / spread_of(y, units)
     return float(each.square().mean().sqrt()), float(each.median())
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 HARD = 4  # noises at random for a hard one
 SCREENED = 8  # noises that are screened for one at random
 SCREENED_IN_FEW = 32  # in few dimensions, where a noise gives few equations and costs least
+HELD_IN_FEW = 16  # there, of those held out, which all settings run from
 FEW_DIMENSIONS = 16
 
 

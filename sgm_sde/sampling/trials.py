@@ -16,7 +16,7 @@ from torch import Tensor
 from sgm_sde._utils.checks import arguments, check_integer, described, moment, shape_of_samples
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
-from sgm_sde._utils.units import units_of
+from sgm_sde._utils.units import spread_of, units_of
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.noise import Generators, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -453,7 +453,7 @@ class Race:
     @property
     def spread(self) -> float:
         """Standard deviation of the samples' numbers, 1 if they are all the same."""
-        return float(self.exact.std(correction=min(1, self.exact.numel() - 1))) or 1.0
+        return spread_of(self.exact, self.units)
 
     def _scale(self, exact: Tensor) -> float:
         """The scale that candidates are for: that of the samples around their mean, but not below the noise at eps."""
