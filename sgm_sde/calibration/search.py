@@ -43,6 +43,7 @@ from sgm_sde.calibration.rows import Rows
 from sgm_sde.calibration.strata import (
     FEW_DIMENSIONS,
     HARD,
+    HELD,
     HELD_IN_FEW,
     SCREENED,
     SCREENED_IN_FEW,
@@ -231,7 +232,7 @@ def calibrate(
 
     n, *event = given
     few = math.prod(event) <= FEW_DIMENSIONS
-    screened = n * (SCREENED_IN_FEW if few else SCREENED), held_out * (HELD_IN_FEW if few else SCREENED)
+    screened = n * (SCREENED_IN_FEW if few else SCREENED), held_out * (HELD_IN_FEW if few else HELD)
     total = n + held_out + sum(screened)
     seeds = resolve_seeds(seed, None, total)
     score = as_score(score_fn, sde)
@@ -406,7 +407,7 @@ class _Search:
         few = range(min(16, self.n))
         calls, doubt, median = self._calls(few)
         fit, of_fit = self._with_hardest(self.noises, self.screened[0], 0, calls, LEVELS)
-        affordable = len(self.screened[1]) * REFERENCES[0] // calls
+        affordable = len(self.screened[1]) * REFERENCES[-1] // calls
         held, of_held = self._with_hardest(self.held, self.screened[1], affordable, calls)
         return _Exact(fit, held.end, of_fit, of_held, calls, doubt, median, flow.network_evals - before)
 

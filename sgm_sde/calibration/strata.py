@@ -24,7 +24,8 @@ from torch import Tensor
 HARD = 4  # noises at random for a hard one
 SCREENED = 8  # noises that are screened for one at random
 SCREENED_IN_FEW = 32  # in few dimensions, where a noise gives few equations and costs least
-HELD_IN_FEW = 16  # there, of those held out, which all settings run from
+HELD = 4  # further ones that are held out for one at random, with exact samples but for rough networks
+HELD_IN_FEW = 16
 FEW_DIMENSIONS = 16
 
 
