@@ -19,6 +19,24 @@ from sgm_sde.calibration.rows import Rows
 RIDGE = 1e-5  # of Gram matrices with a diagonal of ones
 
 
+def importance(log_levels: Tensor, scale: float, units: Tensor | None) -> Tensor:
+    """Weights c^2 / (c^2 + s^2) of states at K levels, (K, 1); with units u, c^2 / (c^2 + (s u)^2), (K, d)."""
+    s = log_levels.exp()[:, None]
+    if units is not None:
+        s = s * units.cpu()
+    return scale**2 / (scale**2 + s.square())
+
+
+def weighted_grams(exact: Trajectories, z: Tensor, scale: float, units: Tensor | None) -> Tensor:
+    """`gram` with the weights of each of the K levels, and of the end, (K + 1, 2 K + 2, 2 K + 2)."""
+    w = importance(exact.log_levels, scale, units)
+    w = torch.cat([w, torch.ones_like(w[:1])])
+    if units is None:
+        return w[..., None] * gram(exact, z)
+    each = [gram(exact.coordinate(i), z[:, i : i + 1]) for i in range(w.shape[1])]
+    return torch.tensordot(w, torch.stack(each), 1) / len(each)
+
+
 def gram(exact: Trajectories, z: Tensor) -> Tensor:
     """Mean products of the K states, the K estimates, the end and the noise: (2 K + 2, 2 K + 2), float64."""
     total = torch.zeros((), dtype=torch.float64)
@@ -31,30 +49,32 @@ def gram(exact: Trajectories, z: Tensor) -> Tensor:
 
 
 def residuals(G: Tensor, targets: Tensor, features: Tensor, ridge: float = RIDGE) -> Tensor:
-    """Mean square of what features (..., m) do not explain of targets (...), all of them numbers of rows of G."""
-    scale = G.diagonal().clamp(min=1e-300).rsqrt()
-    correlation = G * scale[:, None] * scale
-    inner = correlation[features[..., :, None], features[..., None, :]]
+    """Mean square of what features (..., m) do not explain of targets (...), all of them numbers of rows of matrices G
+    (K + 1, ...), of which there is one for each of the K states and one for the end.
+    """
+    diagonal = G.diagonal(dim1=1, dim2=2)
+    scale = diagonal.clamp(min=1e-300).rsqrt()
+    correlation = G * scale[:, :, None] * scale[:, None]
+
+    one = targets.clamp(max=len(G) - 1)
+    inner = correlation[one[..., None, None], features[..., :, None], features[..., None, :]]
     inner = inner + ridge * torch.eye(features.shape[-1], dtype=G.dtype)
-    outer = correlation[features, targets[..., None]]
+    outer = correlation[one[..., None], features, targets[..., None]]
     explained = (outer * torch.linalg.solve(inner, outer)).sum(-1)
-    return (1 - explained).clamp(min=0) * G.diagonal()[targets]
+    return (1 - explained).clamp(min=0) * diagonal[one, targets]
 
 
-def levels(G: Tensor, log_levels: Tensor, scale: float, n: int) -> list[int]:
-    """The n of K levels with the least sum of unexplained parts, weighted by c^2 / (c^2 + s^2)."""
-    K = len(log_levels)
+def levels(G: Tensor, n: int) -> list[int]:
+    """The n of K levels with the least sum of unexplained parts, by the weighted Gram matrix of each level."""
+    K = len(G) - 1
     n = min(n, K)
-    c2 = scale**2
-    s2 = (2 * log_levels).exp()
-    weight = c2 / (c2 + s2)
-    first = _first(G, weight)
+    first = _first(G)
     if n == 1:
         return [int((first + _alone(G)).argmin())]
 
     # The least sum by (call before, last call), and which call came before both.
-    best = first[:, None] + _second(G, weight)
-    third = _third(G, weight)
+    best = first[:, None] + _second(G)
+    third = _third(G)
     back: list[Tensor] = []
     for _ in range(n - 2):
         total = best[:, :, None] + third
@@ -89,41 +109,41 @@ def nearest(log_levels: Tensor, wanted: Sequence[float]) -> list[int] | None:
     return found if not found or found[-1] < len(log_levels) else None
 
 
-# Costs of the calls. Of K levels, G has the states first, then the estimates, the end and the noise.
+# Costs of the calls. Of K levels, each matrix of G has the states first, then the estimates, the end and the noise.
 
 
-def _first(G: Tensor, weight: Tensor) -> Tensor:
+def _first(G: Tensor) -> Tensor:
     """Costs (K,) of a first call, at the noise, scaled."""
-    K = len(weight)
+    K = len(G) - 1
     noise = torch.full((K, 1), 2 * K + 1)
-    return weight * residuals(G, torch.arange(K), noise)
+    return residuals(G, torch.arange(K), noise)
 
 
-def _second(G: Tensor, weight: Tensor) -> Tensor:
+def _second(G: Tensor) -> Tensor:
     """Costs (K, K) of a call at j after the first one at i; infinite unless i comes before j."""
-    K = len(weight)
+    K = len(G) - 1
     state = torch.arange(K)
     i, j = torch.meshgrid(state, state, indexing="ij")
 
     known = torch.stack([i, i + K], -1)
-    cost = weight[j] * residuals(G, j, known)
+    cost = residuals(G, j, known)
     return cost.masked_fill(i >= j, torch.inf)
 
 
-def _third(G: Tensor, weight: Tensor) -> Tensor:
+def _third(G: Tensor) -> Tensor:
     """Costs (K, K, K) of a call at j after those at p and i; infinite unless p, i, j come in this order."""
-    K = len(weight)
+    K = len(G) - 1
     state = torch.arange(K)
     p, i, j = torch.meshgrid(state, state, state, indexing="ij")
 
     known = torch.stack([i, i + K, p + K], -1)
-    cost = weight[j] * residuals(G, j, known)
+    cost = residuals(G, j, known)
     return cost.masked_fill((p >= i) | (i >= j), torch.inf)
 
 
 def _alone(G: Tensor) -> Tensor:
     """Costs (K,) of the sample after a single call."""
-    K = len(G) // 2 - 1
+    K = len(G) - 1
     i = torch.arange(K)
     known = torch.stack([i, i + K], -1)
     return residuals(G, torch.full((K,), 2 * K), known)
@@ -131,29 +151,35 @@ def _alone(G: Tensor) -> Tensor:
 
 def _ends(G: Tensor) -> Tensor:
     """Costs (K, K) of the sample after calls at p and i."""
-    K = len(G) // 2 - 1
+    K = len(G) - 1
     state = torch.arange(K)
     p, i = torch.meshgrid(state, state, indexing="ij")
     known = torch.stack([i, i + K, p + K], -1)
     return residuals(G, torch.full((K, K), 2 * K), known)
 
 
-def fit_rows(flow: Flow, exact: Trajectories, z: Tensor, chosen: list[int], samples: range, consistent: bool) -> Rows:
+def fit_rows(
+    flow: Flow, exact: Trajectories, z: Tensor, scale: float, chosen: list[int], samples: range, consistent: bool
+) -> Rows:
     """Rows in closed form, one after another, on the solver's own evaluations: ridge least squares to exact states.
 
-    With `consistent`, each row is exact for a constant estimate of the data.
+    With `consistent`, each row is exact for a constant estimate of the data. Numbers of unlike scale are weighted as
+    their units say (`importance`): the small ones are noise, and large in these units, long before they are told.
     """
     rows = Rows.first(exact.log_levels[chosen])
     targets = [*exact.y[chosen[1:]], exact.end]
+    roots: list[Tensor | float] = [1.0] * rows.n  # one weight of all numbers makes no difference
+    if flow.units is not None:
+        roots[:-1] = importance(rows.t[1:], scale, flow.units).sqrt().to(z)
     bounds = _bounds(rows.t.exp())
     fitted = partial(_consistent_row, inverse=flow.inverse) if consistent else _row
 
     D = torch.empty((rows.n, *z.shape), dtype=z.dtype, device=z.device)
-    for k, target in enumerate(targets, 1):
+    for k, (target, root) in enumerate(zip(targets, roots, strict=True), 1):
         y = rows.state(k - 1, z, D)
         level = float(rows.t[k - 1])
         D[k - 1] = flow.estimate(y, level, samples)
-        rows.c[k], rows.B[k, :k] = fitted(z, D[:k], target, bounds[k])
+        rows.c[k], rows.B[k, :k] = fitted(root * z, root * D[:k], root * target, bounds[k])
     return rows
 
 

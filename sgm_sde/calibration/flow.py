@@ -59,6 +59,11 @@ class Trajectories:
         """Those of some noises."""
         return Trajectories(self.log_levels, self.y[:, rows], self.D[:, rows], self.end[rows])
 
+    def coordinate(self, i: int) -> Trajectories:
+        """One coordinate of them, d = 1."""
+        one = slice(i, i + 1)
+        return Trajectories(self.log_levels, self.y[..., one], self.D[..., one], self.end[:, one])
+
     def joined(self, other: Trajectories) -> Trajectories:
         """These and others, at the same levels."""
         y = torch.cat([self.y, other.y], 1)

@@ -582,9 +582,9 @@ class _Search:
         z = flow.noise(samples)
         at_random = exact.at_random
         some = slice(exact.of_fit.at_random)
-        closed_form = partial(closed.fit_rows, flow, at_random, z[some], samples=samples[some])
+        closed_form = partial(closed.fit_rows, flow, at_random, z[some], exact.scale, samples=samples[some])
         log_levels = at_random.log_levels
-        chosen = closed.levels(closed.gram(at_random, z[some]), log_levels, exact.scale, n)
+        chosen = closed.levels(closed.weighted_grams(at_random, z[some], exact.scale, exact.units), n)
         plain = closed_form(chosen, consistent=False)
         consistent = closed_form(chosen, consistent=True)
         found = {"least squares": plain, "least squares, consistent": consistent}

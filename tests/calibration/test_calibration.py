@@ -162,8 +162,8 @@ def test_consistent_rows_are_exact_for_constant_data(process: str) -> None:
     flow, n = a_flow(sde, 16), 4
     samples = range(16)
     exact, z = flow.trajectories(samples, 48, 24), flow.noise(samples)
-    chosen = closed.levels(closed.gram(exact, z), exact.log_levels, 1.0, n)
-    start = closed.fit_rows(flow, exact, z, chosen, samples, True)
+    chosen = closed.levels(closed.weighted_grams(exact, z, 1.0, None), n)
+    start = closed.fit_rows(flow, exact, z, 1.0, chosen, samples, True)
     fitted = Refinement(flow, z, exact.end, 1.0, samples, True).fit(start)
     for rows in (start, fitted):
         torch.testing.assert_close(rows.B[1:].sum(1), 1 - flow.inverse * rows.c[1:])
@@ -181,9 +181,9 @@ def test_unknowns_name_a_table_and_differences_are_its_derivatives(consistent: b
     flow = a_flow(sg.VPSDE(), 8)
     samples, z = range(8), a_flow(sg.VPSDE(), 8).noise(range(8))
     exact = flow.trajectories(samples, 48, 24)
-    chosen = closed.levels(closed.gram(exact, z), exact.log_levels, 1.0, 3)
+    chosen = closed.levels(closed.weighted_grams(exact, z, 1.0, None), 3)
 
-    rows = closed.fit_rows(flow, exact, z, chosen, samples, consistent)
+    rows = closed.fit_rows(flow, exact, z, 1.0, chosen, samples, consistent)
     unknowns = Unknowns(3, consistent, flow.inverse)
     theta = unknowns.of(rows)
     again = unknowns.rows(theta)
@@ -317,8 +317,8 @@ def test_levels_of_a_rough_network_are_searched() -> None:
     z = flow.noise(samples)
     exact = flow.trajectories(samples, 256, 24)
     scale = float(exact.end.std())
-    chosen = closed.levels(closed.gram(exact, z), exact.log_levels, scale, 4)
-    start = closed.fit_rows(flow, exact, z, chosen, samples, False)
+    chosen = closed.levels(closed.weighted_grams(exact, z, scale, None), 4)
+    start = closed.fit_rows(flow, exact, z, scale, chosen, samples, False)
     fit = Refinement(flow, z, exact.end, scale, samples, False, held=True)
 
     def error(rows: Rows) -> float:
@@ -423,29 +423,33 @@ def test_held_out_noises_are_as_many_as_their_exact_samples_are_cheap(calls: int
     assert sorted(numbers) == list(range(n, n + held + screened))
 
 
+@pytest.mark.parametrize("units", [None, [0.2, 5.0]])
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_levels_are_those_of_the_least_sum(n: int) -> None:
-    """Dynamic programming against all choices."""
+def test_levels_are_those_of_the_least_sum(n: int, units: list[float] | None) -> None:
+    """Dynamic programming against all choices; numbers of unlike scale weigh as much as each is told from its noise."""
     flow = a_flow(sg.EDMSDE(), 8)
     exact, z = flow.trajectories(range(8), 16, 7), flow.noise(range(8))
-    G = closed.gram(exact, z)
     K = len(exact.log_levels)
-    weight = 1 / (1 + (2 * exact.log_levels).exp())
+    u = torch.tensor(units or [1.0, 1.0])
 
     def cost(path: tuple[int, ...]) -> float:
         def left(target: int, *features: int) -> float:
+            s = exact.log_levels[target].exp() if target < K else torch.tensor(0.0)
+            root = (1 + (s * u).square()).rsqrt().to(z)
+            G = closed.gram(exact.times(root), root * z)[None]
             return float(closed.residuals(G, torch.tensor([target]), torch.tensor([features]))[0])
 
-        total = float(weight[path[0]]) * left(path[0], 2 * K + 1)
+        total = left(path[0], 2 * K + 1)
         for m in range(1, len(path)):
             before = [path[m - 2] + K] if m > 1 else []
-            total += float(weight[path[m]]) * left(path[m], path[m - 1], path[m - 1] + K, *before)
+            total += left(path[m], path[m - 1], path[m - 1] + K, *before)
         before = [path[-2] + K] if len(path) > 1 else []
         return total + left(2 * K, path[-1], path[-1] + K, *before)
 
     paths = [tuple(p.tolist()) for p in torch.combinations(torch.arange(K), n)]
     best = min(map(cost, paths))
-    assert cost(tuple(closed.levels(G, exact.log_levels, 1.0, n))) == pytest.approx(best, rel=1e-6)
+    G = closed.weighted_grams(exact, z, 1.0, None if units is None else u)
+    assert cost(tuple(closed.levels(G, n))) == pytest.approx(best, rel=1e-6)
 
 
 # --- calibrate -------------------------------------------------------------------------------------------------------
@@ -990,6 +994,32 @@ def test_numbers_of_unlike_scale_are_measured_by_their_own(monkeypatch: pytest.M
     monkeypatch.setattr(Flow, "units_of", lambda flow, ends: None)
     common = errors(unlike=False)
     assert float(own.max()) < 0.1 < 0.2 < float(common[1])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.resolution.UnresolvedWarning")  # in the common scale
+@pytest.mark.parametrize("sde", [sg.VPSDE(), sg.EDMSDE(), sg.RectifiedFlowSDE()], ids=["vp", "edm", "flow"])
+def test_numbers_from_a_hundredth_to_a_hundred(sde: sg.LinearSDE) -> None:
+    """Of six numbers none is left behind, by its own standard deviation, and errors are as stated."""
+    scale = torch.logspace(-2, 2, 6)
+    means = torch.randn(6, 6, generator=torch.Generator().manual_seed(5)) * scale
+    score = sg.oracles.GaussianMixture(means, (0.3 * scale).expand(6, 6)).score(sde)
+    found = sg.calibrate(score, sde, (128, 6), nfe=(4, 6, 8), seed=0)
+    x_T = sde.prior_sample((1024, 6), seed=9)
+    exact = sg.sample(score, sde, x_T=x_T, solver="unipc3", grid="log-snr", steps=300).x
+
+    def squares(setting: Any, nfe: int) -> Tensor:
+        x = sg.sample(score, sde, x_T=x_T, solver=setting, nfe=nfe).x
+        return ((x - exact) / exact.std(0)).square()
+
+    for nfe, one in found.items():
+        ours = squares(one, nfe)
+        each = ours.mean(1)
+        error = float(each.mean().sqrt())
+        stderr = float(each.std()) / 32 / (2 * error)
+        assert abs(error - one.error) < 4 * math.hypot(stderr, one.errors[0].stderr)
+        assert error < float(squares(one.off_the_shelf.setting, nfe).mean().sqrt())
+        assert float(ours.mean(0).sqrt().max()) < 3 * one.error
 
 
 @pytest.mark.parametrize("as_oracle", [True, False], ids=["oracle", "function"])
