@@ -164,9 +164,9 @@ def calibrate(
     derivatives with respect to levels say nothing, and levels are also searched at random. On noises that nothing was
     fitted to, what came out is compared with the best setting off the shelf, which is returned where a fit is not at
     least 10 % better. Where single noises make the error, 128 at random know little of it: so many more are screened by
-    18 calls each, and the hardest of them count for as many as they are, in the fit and on held-out noises. There those
-    on which the best fits end farthest apart are added, so that the luckiest fit is not taken for the best. Up to 16
-    numbers in a row whose standard deviations differ more than four times are each measured by their own.
+    18 calls each, of which the hardest are fitted to, for as many as they are, and many more are held out, so that the
+    luckiest fit is not taken for the best. Up to 16 numbers in a row whose standard deviations differ more than four
+    times are each measured by their own.
 
     Args:
         score_fn: the score, as `sample` takes it; a guided score at the scale that it is for.
@@ -174,9 +174,9 @@ def calibrate(
         shape: (B, *): B noises to fit to. 128 are good, 64 are enough for up to 6 calls; in few dimensions take more,
             512 in two.
         nfe: the budget of network calls, 48 at most, or several, which share the exact trajectories.
-        held_out: further noises, on which the error is measured. To these and to those of the fit a quarter as many
-            are added, the hardest of 8 times as many, of 32 times in up to 16 dimensions; to these also half as many on
-            which fits differ most.
+        held_out: further noises, on which the error is measured, and 4 times as many more, 16 times in up to 16
+            dimensions; of these the hardest for rough networks. To the noises of the fit a quarter as many are added,
+            the hardest of 8 times as many, of 32 times in up to 16 dimensions.
         seed: of all noises; drawn anew if not given.
         model_kwargs: passed on to the network. Arguments of one row per sample (`sg.PerSample`) have B rows, and other
             noises take them in turn.
