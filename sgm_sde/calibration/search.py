@@ -540,8 +540,8 @@ class _Search:
         return _Ranked([taken, *sorted(others, key=lambda one: one.rmse)], order[:first])
 
     def _inside(self, shelf: HeldOut, exact: _Exact, n: int) -> Callable[[HeldOut], bool]:
-        """Whether the samples of a fit from all held-out noises stay in the range of the exact ones, or of those off
-        the shelf.
+        """A test of a fit: that its samples from all held-out noises stay in the range of the exact ones, or of those
+        off the shelf.
         """
         samples = range(self.held.start, self.further.stop)
         center = exact.at_random.end.mean(0)
