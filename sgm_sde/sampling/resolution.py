@@ -25,7 +25,8 @@ FEW_CALLS = 3  # up to which networks are distilled for so few calls, and no den
 UNRESOLVED = 0.5  # of the noise level
 LOST = 0.375  # of the standard deviation of data whose samples vary by less
 BEYOND_END = 2.0  # times the noise level at eps, up to which a call is one at the process' end
-THE_SAME = 1e-5  # of their size: samples that differ by rounding are data at a point
+THE_SAME = 1e-5  # of their size, or
+ROUNDING = 1e-6  # of the noise level: samples that differ by no more are data at a point
 
 
 class UnresolvedWarning(UserWarning):
@@ -45,7 +46,8 @@ def words_if_unresolved(samples: Tensor, level: float) -> str:
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     variance, mean = torch.var_mean(rows, 0)
     std = variance.sqrt()
-    averaged = (std > THE_SAME * mean.abs()) & (std < UNRESOLVED * level)
+    differ = (std > THE_SAME * mean.abs()) & (std > ROUNDING * level)
+    averaged = differ & (std < UNRESOLVED * level)
 
     n, of = int(averaged.sum()), len(std)
     if n and of <= FEW_NUMBERS:

@@ -119,6 +119,14 @@ def test_calibrated_solvers_are_not_asked() -> None:
     sg.sample(score, VP, (64, 2, 4, 4), solver=fitted, seed=0)
 
 
+@pytest.mark.parametrize("sde", [VP, sg.EDMSDE(), sg.RectifiedFlowSDE(), sg.presets.iddpm_cosine()], ids=case_id)
+@pytest.mark.parametrize("nfe", [4, 8, 20])
+def test_data_at_zero(sde: sg.LinearSDE, nfe: int) -> None:
+    """Samples that differ from 0 by rounding are right."""
+    score = sg.from_denoiser(lambda x, t: 0 * x, sde)
+    assert float(sg.sample(score, sde, (64, 2), nfe=nfe, seed=0).x.abs().max()) < 1e-7
+
+
 def test_data_of_two_scales() -> None:
     """The small number is averaged, the large one not."""
     oracle = sg.oracles.GaussianMixture(
