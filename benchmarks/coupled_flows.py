@@ -38,7 +38,7 @@ from tqdm import tqdm
 import sgm_sde as sg
 from benchmarks import beds, command
 from benchmarks.bed_networks import moons
-from benchmarks.defaults import programs
+from benchmarks.defaults import geometric, programs
 from benchmarks.unseen_networks import Beside, Residual, checkerboard, columns, digits, gratings, rings
 from sgm_sde.nn._weights import store
 from sgm_sde.nn.unet import UNet
@@ -58,7 +58,7 @@ class Recipe:
     net: Callable[[], nn.Module]
     iterations: int
     reflow: bool = False
-    chooses: bool = False
+    half: str = "report"
     n: int = 128
     steps: tuple[int, int] = (400, 400)
     rate: float = 1e-3
@@ -69,12 +69,12 @@ def _unet() -> nn.Module:
 
 
 RECIPES = {
-    "moons-transport": Recipe(0, moons, lambda: Beside(2, 128, activation=nn.SELU), 3000, chooses=True),
+    "moons-transport": Recipe(0, moons, lambda: Beside(2, 128, activation=nn.SELU), 3000, half="choose"),
     "digits-transport": Recipe(
         1, digits, lambda: UNet(1, (24, 32), blocks=1, attention=(), patch=1, embed=64), 400,
-        chooses=True, n=16, steps=(200, 200), rate=2e-3,
+        half="choose", n=16, steps=(200, 200), rate=2e-3,
     ),
-    "rings-reflow": Recipe(2, rings, lambda: Residual(2), 3000, reflow=True, chooses=True),
+    "rings-reflow": Recipe(2, rings, lambda: Residual(2), 3000, reflow=True, half="choose"),
     "columns-transport": Recipe(3, columns, lambda: Residual(8), 3000, n=64),
     "gratings-transport": Recipe(4, gratings, _unet, 400, n=8, steps=(150, 250), rate=2e-3),
     "checkerboard-reflow": Recipe(5, checkerboard, lambda: Beside(2, 128), 3000, reflow=True),
@@ -166,27 +166,73 @@ def bed(name: str) -> beds.Bed:
     )  # fmt: skip
 
 
-def measure(name: str) -> list[str]:
-    """Rows of the table of a network: the default, that for independent pairs, DDIM, the best of the registry."""
+@dataclass(frozen=True)
+class Cell:
+    """Errors of a network at a budget, none below what the reference is known to.
+
+    Attributes:
+        default: of the default for coupled pairs.
+        independent: of that for independent pairs.
+        ddim: of DDIM on even steps of log-SNR.
+        best: the least of the registry.
+        by: whose it is.
+    """
+
+    default: float
+    independent: float
+    ddim: float
+    best: float
+    by: str
+
+
+def measure(name: str) -> dict[int, Cell]:
+    """Errors of a network by budget."""
     here = bed(name)
-    half = "choose" if RECIPES[name].chooses else "report"
-    rows = []
+    least = here.reference.doubt
+    cells = {}
     for nfe in beds.BUDGETS:
         tried = programs(here.sde, nfe)
-        found = beds.errors_of(here, list(tried))
-        best, by = min(((e.rmse, str(c)) for e, c in zip(found, tried.values(), strict=True)), key=lambda pair: pair[0])
+        found = {str(c): e.rmse for c, e in zip(tried.values(), beds.errors_of(here, list(tried)), strict=True)}
+        by = min(found, key=lambda one: found[one])
+        independent = sg.defaults.default_setting(here.sde, nfe)
+        cells[nfe] = Cell(
+            default=max(beds.error(here, None, nfe), least),
+            independent=max(beds.error(here, independent, nfe), least),
+            ddim=max(beds.error(here, "ddim", nfe, "log-snr"), least),
+            best=max(found[by], least),
+            by=by,
+        )
+    return cells
 
-        least = here.reference.doubt
-        straight = beds.error(here, None, nfe)
-        independent = beds.error(here, sg.defaults.default_setting(here.sde, nfe), nfe)
-        ddim = beds.error(here, "ddim", nfe, "log-snr")
-        errors = (max(error, least) for error in (straight, independent, ddim, best))
-        rows.append(f"| {name} | {half} | {nfe} | {' | '.join(f'{error:.2g}' for error in errors)} | {by} |")
-    return rows
+
+RATIOS: dict[str, Callable[[Cell], float]] = {
+    "default / best": lambda cell: cell.default / cell.best,
+    "for independent pairs / best": lambda cell: cell.independent / cell.best,
+    "default / DDIM": lambda cell: cell.default / cell.ddim,
+}
+
+
+def tables(found: dict[str, dict[int, Cell]]) -> list[str]:
+    """The cells, and geometric means and worst of their ratios by half."""
+    lines = ["| network | half | calls | default | for independent pairs | DDIM | best | by |"]
+    lines.append("|---|---|--:|--:|--:|--:|--:|---|")
+    for name, cells in found.items():
+        for nfe, cell in cells.items():
+            errors = " | ".join(f"{error:.2g}" for error in (cell.default, cell.independent, cell.ddim, cell.best))
+            lines.append(f"| {name} | {RECIPES[name].half} | {nfe} | {errors} | {cell.by} |")
+
+    for half in beds.HALVES:
+        lines += ["", f"| {half} | {' | '.join(map(str, beds.BUDGETS))} |", "|---|" + "--:|" * len(beds.BUDGETS)]
+        of = [cells for name, cells in found.items() if RECIPES[name].half == half]
+        for title, ratio in RATIOS.items() if of else ():
+            by_budget = [[ratio(cells[nfe]) for cells in of] for nfe in beds.BUDGETS]
+            lines.append(f"| {title}, geometric mean | {' | '.join(f'{geometric(r):.2f}' for r in by_budget)} |")
+            lines.append(f"| {title}, worst | {' | '.join(f'{max(r):.1f}' for r in by_budget)} |")
+    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train, or print the table."""
+    """Train, or print the tables."""
     parser = command.parser(__doc__)
     parser.add_argument("what", choices=["report", "train"], nargs="?", default="report")
     args = command.begin(parser, argv)
@@ -194,11 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in RECIPES:
             train(name)
         return
-
-    sys.stdout.write("| network | half | calls | default | for independent pairs | DDIM | best | by |\n")
-    sys.stdout.write("|---|---|--:|--:|--:|--:|--:|---|\n")
-    for name in RECIPES:
-        sys.stdout.write("\n".join(measure(name)) + "\n")
+    sys.stdout.write("\n".join(tables({name: measure(name) for name in tqdm(RECIPES)})) + "\n")
 
 
 if __name__ == "__main__":

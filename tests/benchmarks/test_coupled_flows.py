@@ -23,7 +23,7 @@ def test_transport_within_a_batch() -> None:
 
 @pytest.mark.parametrize("name", ["moons-transport", "rings-reflow"])
 def test_a_network_is_trained_and_measured(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row for each budget; the default is that for coupled pairs."""
+    """The default is that for coupled pairs."""
     short = replace(coupled_flows.RECIPES[name], iterations=3, n=4, steps=(20, 20))
     monkeypatch.setattr(coupled_flows, "WEIGHTS", tmp_path)
     monkeypatch.setattr(coupled_flows, "PAIRS", 64)
@@ -31,11 +31,11 @@ def test_a_network_is_trained_and_measured(name: str, tmp_path: Path, monkeypatc
     monkeypatch.setattr(beds, "CACHE", tmp_path)
     monkeypatch.setattr(beds, "BUDGETS", (5,))
     monkeypatch.setattr(coupled_flows, "programs", lambda sde, nfe: dict(list(programs(sde, nfe).items())[:3]))
-    rows = coupled_flows.measure(name)
+    found = coupled_flows.measure(name)
 
     bed = coupled_flows.bed(name)
     assert bed.score.coupled
-    assert beds.error(bed, None, 5) == beds.error(bed, sg.defaults.default_setting(bed.sde, 5, coupled=True), 5)
-    (cells,) = (row.strip("| ").split(" | ") for row in rows)
-    assert cells[:3] == [name, "choose", "5"]
-    assert all(float(cell) > 0 for cell in cells[3:7])
+    assert found[5].default == beds.error(bed, sg.defaults.default_setting(bed.sde, 5, coupled=True), 5)
+    lines = coupled_flows.tables({name: found})
+    assert lines[2].startswith(f"| {name} | choose | 5 | {found[5].default:.2g} |")
+    assert f"| default / DDIM, worst | {found[5].default / found[5].ddim:.1f} |" in lines
