@@ -24,7 +24,7 @@ def test_transport_within_a_batch() -> None:
 @pytest.mark.parametrize("name", ["moons-transport", "rings-reflow"])
 def test_a_network_is_trained_and_measured(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The default is that for coupled pairs."""
-    short = replace(coupled_flows.RECIPES[name], iterations=3, n=4, steps=(20, 20))
+    short = replace(coupled_flows.RECIPES[name], iterations=3, n=4, steps=(100, 0))
     monkeypatch.setattr(coupled_flows, "WEIGHTS", tmp_path)
     monkeypatch.setattr(coupled_flows, "PAIRS", 64)
     monkeypatch.setattr(coupled_flows, "RECIPES", {name: short})
@@ -35,7 +35,8 @@ def test_a_network_is_trained_and_measured(name: str, tmp_path: Path, monkeypatc
 
     bed = coupled_flows.bed(name)
     assert bed.score.coupled
-    assert found[5].default == beds.error(bed, sg.defaults.default_setting(bed.sde, 5, coupled=True), 5)
+    straight = beds.error(bed, sg.defaults.default_setting(bed.sde, 5, coupled=True), 5)
+    assert found[5].default == max(straight, bed.reference.doubt)
     lines = coupled_flows.tables({name: found})
     assert lines[2].startswith(f"| {name} | choose | 5 | {found[5].default:.2g} |")
     assert f"| default / DDIM, worst | {found[5].default / found[5].ddim:.1f} |" in lines
