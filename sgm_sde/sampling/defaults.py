@@ -26,7 +26,7 @@ LINEAR_BELOW = 5.0
 # The same for the long steps of 6 to 29 calls, where strong guidance throws samples far out.
 NO_SIGNAL_GUIDED = 60.0
 LINEAR_GUIDED = 20.0
-CENTRED_BELOW = 5.0  # where the network's data estimate tells the mean of the data, and not its own errors
+CENTRED_BELOW = 10.0  # where the network's data estimate tells the mean of the data, and not its own errors
 FINAL_NODES = 3  # data estimates that a sample is made from below MANY calls
 # Where a process itself says that its data are not of about unit scale: factors between scale and noise levels.
 BELOW_START = 4.0
