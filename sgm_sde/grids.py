@@ -123,7 +123,7 @@ class Grid(Value):
         times = [at_ends(sde, t) if i in (0, len(times) - 1) else t for i, t in enumerate(times)]
         if times[0] > sde.T:
             raise ValueError(f"the grid starts at t={times[0]}, beyond T={sde.T}")
-        return Grid(times)
+        return self if tuple(times) == self.times else Grid(times)
 
     def __repr__(self) -> str:
         shown = [f"{t:.6g}" for t in self.times]

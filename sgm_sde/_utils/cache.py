@@ -37,9 +37,13 @@ def cached(maxsize: int, holders: tuple[int, ...] = (0,)) -> Callable[[Callable[
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            if kwargs or not _hashable(args):
+            if kwargs:
                 return function(*args, **kwargs)
-            if (found := shared.get(args, _NOTHING)) is not _NOTHING:
+            try:
+                found = shared.get(args, _NOTHING)
+            except TypeError:  # not hashable
+                return function(*args, **kwargs)
+            if found is not _NOTHING:
                 return found
 
             owner = next((args[i] for i in holders if not _is_plain(args[i])), None)
@@ -65,14 +69,6 @@ def _result(results: dict[tuple[object, ...], R], key: tuple[object, ...], most:
             results.pop(next(iter(results)), None)
         results[key] = found
     return found
-
-
-def _hashable(args: tuple[object, ...]) -> bool:
-    try:
-        hash(args)
-    except TypeError:
-        return False
-    return True
 
 
 def _is_plain(value: object) -> bool:

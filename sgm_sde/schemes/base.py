@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, TypeVar
 
 from torch import Tensor
@@ -448,6 +449,7 @@ def called(solver: Solver | AdaptiveSolver) -> str:
     return next((name for name, make in REGISTRY.items() if make() == solver), solver.name)
 
 
+@lru_cache(maxsize=256)
 def canonical(name: str) -> str:
     """A name as the registry spells it: `dpmpp_2m_sde` is `sde-dpm++2m`, `euler_a` is `euler-ancestral`."""
     name = name.strip().lower().replace("_", "-").replace(" ", "-").replace("pp", "++")
