@@ -237,7 +237,7 @@ def _sizes(x: Tensor) -> Tensor:
 
 
 class Columns(NamedTuple):
-    """Numbers of m looks, to go with sizes (m, B): of one they are Python's, for which no device has to wait.
+    """Numbers of m looks, to go with sizes (m, B): of one on another device than the CPU, which would wait, Python's.
 
     Attributes:
         alpha: the signal's scale.
@@ -263,7 +263,7 @@ class Columns(NamedTuple):
     def of(looks: Sequence[Look], like: Tensor) -> Columns:
         """Those of looks, for sizes of a kind."""
         rows = [_numbers(look) for look in looks]
-        if len(rows) == 1:
+        if len(rows) == 1 and like.device.type != "cpu":
             return Columns(*rows[0])
         return Columns(*torch.tensor(rows, dtype=like.dtype, device=like.device)[:, :, None].unbind(1))
 

@@ -266,6 +266,32 @@ def test_the_bound_is_that_of_the_formula() -> None:
     assert unseen.implausible(torch.tensor([[4.0 + 48 * 4.0 + 1e-3]]), denoised=True).tolist() == [True]
 
 
+@pytest.mark.parametrize("sde", [VP, sg.EDMSDE(), sg.RectifiedFlowSDE()], ids=case_id)
+@pytest.mark.parametrize("prediction", ["data", "noise", "v", "flow", "score"])
+@pytest.mark.parametrize("d", [2, 20])
+def test_states_kept_until_the_end_say_what_states_looked_at_on_the_way_say(
+    sde: sg.SDE, prediction: str, d: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, of states and outputs of many sizes, some of them not finite."""
+    times = sg.grids.Uniform()(sde, 8).times
+    z = torch.randn((len(times), 40, d), generator=torch.Generator().manual_seed(0))
+    states = torch.logspace(-3, 3, 40)[:, None] * z
+    states[3, 5] = torch.inf
+    states[6, 7] = torch.nan
+
+    def told(small: int) -> list[Tensor | None]:
+        monkeypatch.setattr(diagnosis, "SMALL", small)
+        watch = diagnosis.Watch(sde, times, prediction, states[0])
+        for t, x in zip(times, states, strict=True):
+            watch.see(x, x.flip(0), t)
+        named = watch.implausible(states[-1].roll(9, 0), denoised=True)
+        return [named, watch._limit, watch._least, watch._apart, watch._against, watch._blind_below]
+
+    kept = told(diagnosis.SMALL)
+    assert kept[0] is not None and kept[0].any()
+    torch.testing.assert_close(kept, told(0), rtol=0, atol=0, equal_nan=True)
+
+
 def test_a_run_that_was_thrown_out_and_drawn_back_is_named() -> None:
     """The bound the other way round, by hand: growth 3/2, kappa 8 in one dimension, the node before at 4."""
     limit = 1.5 * 1.0 + 8 * 4.0
