@@ -58,6 +58,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -82,7 +83,7 @@ REVERSED = -0.9  # cosine of the flow with it
 START = 5.0  # factor between the size of a state at T and the prior's from which on it is not one of the prior's
 NOISE = 10.0  # sigma / alpha from which on a start is noise
 LEFT = 0.5  # of the noise at the start, by a network that does not see it
-SMALL = 2**16  # numbers of a batch up to which states and outputs are kept until the end
+SMALL = 2**15  # numbers of a batch up to which states and outputs are kept until the end
 SPARSE = 8.0  # how much smaller than the scale of all data a sample may be
 
 ADVICE = (
@@ -260,12 +261,13 @@ class Columns(NamedTuple):
     apart: Tensor | float
 
     @staticmethod
-    def of(looks: Sequence[Look], like: Tensor) -> Columns:
+    @lru_cache(maxsize=256)
+    def of(looks: tuple[Look, ...], dtype: torch.dtype, device: torch.device) -> Columns:
         """Those of looks, for sizes of a kind."""
         rows = [_numbers(look) for look in looks]
-        if len(rows) == 1 and like.device.type != "cpu":
+        if len(rows) == 1 and device.type != "cpu":
             return Columns(*rows[0])
-        return Columns(*torch.tensor(rows, dtype=like.dtype, device=like.device)[:, :, None].unbind(1))
+        return Columns(*torch.tensor(rows, dtype=dtype, device=device)[:, :, None].unbind(1))
 
     def noise(self, x: Tensor, output: Tensor) -> Tensor:
         """The noise estimated (m, B, *) of states and outputs."""
@@ -344,7 +346,7 @@ class Watch:
             output = look.observed.data(x, output)
             x = look.observed.state(x)
         if x.numel() > SMALL:
-            self._account([look], x[None], output[None])
+            self._account((look,), x[None], output[None])
         else:
             self._pending.append((look, x.clone(), output.clone()))
 
@@ -355,7 +357,7 @@ class Watch:
             self._pending = []
             self._account(looks, torch.stack(states), torch.stack(outputs))
 
-    def _account(self, looks: Sequence[Look], x: Tensor, output: Tensor) -> None:
+    def _account(self, looks: tuple[Look, ...], x: Tensor, output: Tensor) -> None:
         """Keep what the sizes of states and outputs (m, B, *) at some looks leave for a sample's size."""
         size = _sizes(x)
         of_output = _sizes(output)
@@ -363,7 +365,7 @@ class Watch:
         if first:
             self._see_start(looks[0], x[0], output[0], size[0], of_output[0])
 
-        columns = Columns.of(looks, size)
+        columns = Columns.of(looks, size.dtype, size.device)
         expected = KAPPA + CHANCE / math.sqrt(dimension(x[0]))
         if self.estimates_noise and not self.lags:
             of_noise = (of_output * columns.r_of_noise).abs_()
@@ -374,7 +376,9 @@ class Watch:
             self._see_noise(of_noise, columns, expected)
 
         # In place: of a million samples of two numbers, a number each is half a state.
-        estimate = of_output.mul_(columns.r_of_data).add_(size * columns.x_of_data)
+        estimate = of_output.mul_(columns.r_of_data)
+        if any(look.data[0] for look in looks):
+            estimate.add_(size * columns.x_of_data)
         kappa = UNSEEN if self.lags else expected  # many updates at a level go far
         self._see_sizes(size.div_(columns.alpha), estimate, kappa * columns.reach)
 
@@ -397,7 +401,8 @@ class Watch:
         """Compare the sizes of the noise estimated (m, B) with that of the first."""
         if self._noise is not None:
             allowed = self._noise.mul(GROWTH).add_(expected) * columns.apart
-            apart = (of_noise * columns.level > allowed).any(0)
+            apart = of_noise * columns.level > allowed
+            apart = apart[0] if len(apart) == 1 else apart.any(0)
             self._apart = apart if self._apart is None else self._apart.logical_or_(apart)
 
     def _see_sizes(self, state: Tensor, estimate: Tensor, noise: Tensor | float) -> None:

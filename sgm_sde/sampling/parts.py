@@ -100,7 +100,9 @@ class WatchInBlocks:
     """
 
     def __init__(self, watch: Callable[[Tensor], Watch], x: Tensor) -> None:
-        self._blocks = [(at, watch(x[at])) for at in slices_of(len(x), WATCHED)]
+        blocks = max(1, -(-len(x) // WATCHED))
+        even = slices_of(len(x), max(1, -(-len(x) // blocks)))  # of one that is small, states would be kept
+        self._blocks = [(at, watch(x[at])) for at in even]
         self._looks = self._blocks[0][1].looks
 
     def see(self, x: Tensor, output: Tensor, t: float) -> None:
