@@ -3,6 +3,7 @@
     python -m benchmarks.likelihood_error --out out/bench                # all beds, some minutes on one core
     python -m benchmarks.likelihood_error --only moons --out out/bench   # with a word in their name, beside the rest
     python -m benchmarks.likelihood_error --summary --out out/bench      # of what is there, a line for each kind of bed
+    python -m benchmarks.likelihood_error --rough                        # scores that are rough at random instead
     python -m benchmarks.likelihood_error --along                        # `sample(log_prob=True)` instead
     python -m benchmarks.likelihood_error --methods                      # the methods that find their own steps instead
     python -m benchmarks.likelihood_error --precision                    # float32 beside float64 instead
@@ -38,7 +39,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import sgm_sde as sg
-from benchmarks import bed_networks, command
+from benchmarks import bed_networks, command, rough_scores
 from sgm_sde.likelihood import AdaptiveFlow, FixedGrid, Hutchinson, LikelihoodWarning
 
 F64 = torch.float64
@@ -66,6 +67,8 @@ CHOSEN_ON = (
 )
 WAVES = ((0.003, 3), (0.01, 3), (0.003, 8), (0.03, 8))  # size, and waves a unit of log-SNR
 BIASES = ((2, 0.005), (2, 0.02), (2, 0.05), (4, 0.03))  # dimensions of a mixture, and size of a wave in x alone
+ROUGH = 80  # scores that are rough at random, half of them for choosing
+ROUGH_PROCESSES = ("vp", "edm", "flow", "ddpm", "ve", "sub-vp")
 ALONG = {"dpm++3m": (8, 12, 24, 48), "heun": (16, 24, 48), "ddim": (8, 12, 24, 48)}  # solvers, and their network calls
 SAMPLES = 64
 POINTS, SEEDS = 4, 400  # of the coverage of intervals by probes
@@ -251,6 +254,23 @@ def along(word: str) -> Iterator[dict[str, Any]]:
                     yield {"bed": run_name, **row}
 
 
+def rough_at_random(n: int, word: str) -> Iterator[dict[str, Any]]:
+    """Rows of scores that are rough at random, of those with a word in their name, with n points each."""
+    processes = {name: PROCESSES[name] for name in ROUGH_PROCESSES}
+    for number in range(ROUGH):
+        name, score, modes = rough_scores.rough(number, processes)
+        if word not in name:
+            continue
+        sde: Any = score.sde
+        x = modes.sample(n, sde, sde.likelihood_eps, seed=number, dtype=F64)
+        bed = Bed(name, "rough", sde, score, x, None, None)
+        counting, asked = counted(score)
+        found = replace(bed, score=counting).log_prob(trace="exact")
+        row = quantities(found.value - bed.truth(), found.error, x[0].numel())
+        part = "reported" if number % 2 else "chosen on"
+        yield {"bed": name, "method": "default", "half": part, **row, "calls a sample": sum(asked) / n}
+
+
 def methods(chosen: Iterable[Bed]) -> Iterator[dict[str, Any]]:
     """Rows of the error that methods with steps of their own state, by bed and method at their default tolerances."""
     for bed in chosen:
@@ -395,12 +415,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20, help="of the probes")
     parser.add_argument("--only", default="", help="part of a bed's name")
     parser.add_argument("--summary", action="store_true", help="of what is in --out, measuring nothing")
+    parser.add_argument("--rough", action="store_true", help="of scores that are rough at random")
     parser.add_argument("--along", action="store_true", help="of samples drawn with their density")
     parser.add_argument("--methods", action="store_true", help="of methods that find their own steps")
     parser.add_argument("--precision", action="store_true", help="of runs in float32")
     parser.add_argument("--coverage", action="store_true", help="of intervals by probes")
     args = command.begin(parser)
     others: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+        "rough": lambda: rough_at_random(args.n, args.only),
         "along": lambda: along(args.only),
         "methods": lambda: methods(_only(args.only, args.n)),
         "precision": lambda: precision(_only(args.only, args.n)),

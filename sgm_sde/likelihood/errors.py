@@ -26,8 +26,16 @@ more than 1.2 R, the wave is faster than the nodes, which see a slower one inste
 random trace the companion is integrated: the independent errors of fresh probes would count as roughness of the
 integrand.
 
+Of a kink within an interval all rules know as little, and what they add to one another is a twentieth of the error,
+where $r'_i$ is no smaller than $r_i$. The roughness
+
+$$ \min\Big(30\,\Big(\sum_i \max(r_i, r'_i)^2 \min(1, R'_i/R_i)^4\Big)^{1/2},\ 2.5\,d_1\Big) , $$
+
+with $R_i$ and $R'_i$ over the five intervals around i, is of its size, and vanishes where the integrand is resolved.
+It is large on nodes that do not resolve what is smooth as well, so that it takes a second grid to tell (`refinement`).
+
 **Steps.** What the embedded errors of the steps of Dormand and Prince's pair do to the log-density is added up, each
-step's as the factor of its `stiffness` says, the sum as `smoothness` and the tolerance do. Of jumps within a step,
+step's grown by its `stiffness`, the sum as `smoothness` and the tolerance do. Of jumps within a step,
 which these hardly see, null rules tell (`roughness_of_step`).
 """
 
@@ -38,6 +46,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool1d
 
 from sgm_sde._utils.shapes import dot, row_sums
 from sgm_sde.likelihood.multistep import Quadrature
@@ -51,6 +60,9 @@ UNRESOLVED = 4  # of R'/R, of how little rules of still more slopes gain
 CANCELLED = 2.5  # times the sum of that over steps that are not so short: of a wave it may be small by chance
 FASTER = 1.2  # times what rules of 8 add, from which what those of 10 add to that says that a wave is faster than nodes
 ALIASED = 20.0  # times the sum of it then
+AROUND = 5  # intervals over which it is seen whether rules of more slopes gain anything
+OF_KINK = 30.0  # times what they add where they gain nothing, of the size of what a kink leaves
+OF_HALF = 2.5  # times d_1, which that is at most
 NEIGHBOURS = 7  # nodes over which a variance is averaged
 TAILS = 0.45  # of the degrees of freedom that squares of normal numbers have: products with probes have longer tails
 ROUNDED = 2.0  # units in the last place of each number of a state, and of a trace, that rounding is taken for
@@ -74,8 +86,7 @@ def share_unresolved(R: Tensor, R_of_more: Tensor) -> Tensor:
 def quadrature_error(
     values: Tensor, table: Quadrature, longest: float = 0.0, aliased: float = ALIASED
 ) -> tuple[Tensor, Tensor]:
-    """Error (B,) of the integral of what has values (nodes, B) at the nodes, and the size (B,) of what rules of more
-    slopes add to its intervals.
+    """Error (B,) of the integral of what has values (nodes, B) at the nodes, and its roughness (B,).
 
     Args:
         values: at the nodes.
@@ -83,7 +94,8 @@ def quadrature_error(
         longest: step of lambda around where data take shape.
         aliased: times the sum of what rules add where more slopes add more, as of a wave faster than even nodes.
     """
-    r, r_of_more = torch.from_numpy(table.remainders).to(values) @ values
+    remainders = torch.from_numpy(table.remainders).to(values) @ values
+    r, r_of_more = remainders
     R = r.square().sum(0).sqrt()
     R_of_more = r_of_more.square().sum(0).sqrt()
     size = torch.maximum(R, R_of_more)
@@ -101,7 +113,16 @@ def quadrature_error(
         ROUGH * size * share_unresolved(R, R_of_more),
         e,
     ]
-    return torch.stack(parts).square().sum(0).sqrt(), size
+    roughness = torch.minimum(OF_KINK * _unresolved(remainders), OF_HALF * d_1)
+    return torch.stack(parts).square().sum(0).sqrt(), roughness
+
+
+def _unresolved(remainders: Tensor) -> Tensor:
+    """Size (B,) of what rules of more slopes add, (2, intervals, B), where those of still more gain nothing."""
+    squares = remainders.square()
+    around = avg_pool1d(squares.mT, AROUND, stride=1, padding=AROUND // 2).mT
+    gains_nothing = ratio(around[1], around[0]).clamp(max=1.0)
+    return (squares.amax(0) * gains_nothing.square()).sum(0).sqrt()
 
 
 def _distances(values: Tensor, table: Quadrature) -> tuple[Tensor, Tensor]:
@@ -237,10 +258,10 @@ def smoothness(signed: Tensor, size: Tensor) -> Tensor:
 
 
 def stiffness(h: Tensor, moved: Tensor, changed: Tensor) -> Tensor:
-    r"""Factor $1 + \gamma$ (b,) of the error of a step h (b,), with $\gamma = |h|\,|f_7 - f_6|/|z_7 - z_6|$.
+    r"""Length $\gamma = |h|\,|f_7 - f_6|/|z_7 - z_6|$ (b,) of a step h (b,) beside the change of the slope nearby.
 
-    Steps that are long beside the change of the slope, as where the flow leaves the ridge between two modes, have
-    embedded errors that are too small. The last two stages of Dormand and Prince's pair, $z_6$ and $z_7$, are at one
+    Steps that are long beside that, as where the flow leaves the ridge between two modes, have embedded errors that are
+    too small, by about $1 + \gamma$. The last two stages of Dormand and Prince's pair, $z_6$ and $z_7$, are at one
     time, and their slopes f tell that change (Hairer & Wanner, 1996, section IV.2).
 
     Args:
@@ -248,8 +269,7 @@ def stiffness(h: Tensor, moved: Tensor, changed: Tensor) -> Tensor:
         moved: z_7 - z_6, (b, *).
         changed: f_7 - f_6.
     """
-    gamma = h.abs().to(moved) * ratio(dot(changed, changed), dot(moved, moved)).sqrt()
-    return 1 + gamma
+    return h.abs().to(moved) * ratio(dot(changed, changed), dot(moved, moved)).sqrt()
 
 
 def safety_of_steps(rtol: float, atol: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -53,9 +53,15 @@ MOST_GROWTH = 3.0  # logarithm of that of an error over a step
 
 # Of slopes of a step null rules of a high degree leave E_1, those of a low one E_2: see `roughness_of_step`.
 RESOLVED = 0.5  # E_1 / E_2 below which they are smooth
+SHORT = 0.1  # gamma of `stiffness` below which a step that leaves more has met a jump, or noise; else it is too long
+NOISY = 0.2  # share of steps with such slopes from which a sample is given up
+LEAST_STEPS = 40  # after which that is told
 FALLS = 4  # power of the step with which E_1 of smooth slopes falls
 OF_JUMP = 0.6  # times the step and E_1, the size of the error that a jump leaves
 JUMPS = 3  # power of E_1 / E_2, the share of E_1 that is a jump
+SEEN = 0.1  # share of what jumps leave in the error, from which more of them are missed
+MISSED = 7.5  # times what is beyond, in size
+MOST_MISSED = 1.5  # times the error at most
 GROWN = 20.0  # times the E_1 that is to be expected of smooth slopes: what is more is a jump
 
 
@@ -187,17 +193,13 @@ class Resolving(EmbeddedStepper):
         limits: attempts of each sample (B,), lowered to none for one that is given up; none is if not given.
         z: the first states (B, *).
 
-    Slopes are noise where no polynomial of a higher degree follows them better, as short as the steps are.
-
-    Attributes:
-        most_rough: share of steps on which slopes are not smooth, from which they are noise.
-        least_steps: after which that is told.
+    Slopes are noise where no polynomial of a higher degree follows them better, short as the step is beside what is
+    near.
     """
 
-    most_rough: ClassVar[float]
-    least_steps: ClassVar[int]
     _lam: Tensor  # of the last stage
-    _smooth: np.ndarray  # (b,), whether the slopes of the step that is tried are
+    _gamma: Tensor  # (b,), of the step that is tried, see `stiffness`
+    _noisy: np.ndarray  # (b,), whether its slopes are noise
 
     def __init__(self, flow: NormalisedFlow, rtol: float, atol: float, limits: np.ndarray | None, z: Tensor) -> None:
         super().__init__(flow, DOPRI5, rtol, atol, len(z), flow.coefficients.prepare)
@@ -205,7 +207,7 @@ class Resolving(EmbeddedStepper):
         self.limits = limits
         self._stages: list[tuple[State, State]] = []  # states and slopes of a step, but for the first
         self._left = torch.full_like(flat(z)[:, 0], math.inf)  # E_1 of the last attempt, as if smooth, for a step of 1
-        self._steps = np.zeros((2, len(z)))  # that were taken, and those of them that were not smooth
+        self._steps = np.zeros((2, len(z)))  # that were taken, and those of them on which slopes were noise
 
     def rhs(self, t: Tensor, y: State, index: Tensor) -> State:
         """The right-hand side, whose states and slopes are kept."""
@@ -227,19 +229,27 @@ class Resolving(EmbeddedStepper):
             parts.append(roughness_of_step(rows))
 
         shares = [share for _, share in parts]
-        smooth = torch.stack(shares).amin(0) < RESOLVED
-        self._smooth = smooth.cpu().numpy()
+        rough = torch.stack(shares).amin(0) >= RESOLVED
+        self._gamma = stiffness(torch.from_numpy(active.h), *self._between())
+        noisy = rough & (self._gamma < SHORT)
+        self._noisy = noisy.cpu().numpy()
         of_jumps = self._of_jumps(active, *parts[-1])
         self.attempted(active, attempt, of_jumps)
         return attempt
 
+    def _between(self) -> tuple[Tensor, Tensor]:
+        """From the last stage but one to the last, which are at one time: how states change (b, *), and slopes."""
+        (z_6, *_), (f_6, *_) = self._stages[-2]
+        (z_7, *_), (f_7, *_) = self._stages[-1]
+        return z_7 - z_6, f_7 - f_6
+
     def _of_jumps(self, active: Active, left: Tensor, share: Tensor) -> Tensor:
         r"""Error (b,) that jumps of slopes may leave in their integral over a step h.
 
-        $$ 0.6\,h\,E_1 \max\big((E_1/E_2)^3,\,1 - 20\,E_1^-/E_1\big) $$
+        $$ 0.6\,h\,E_1 \max\big((E_1/E_2)^3,\,1 - 20\,E_1^-/E_1\big) \min\big(1,\,0.1/\gamma\big)^2 $$
 
         with the $E_1^-$ that the attempt before makes one expect of smooth slopes, and `left` for $E_1$, `share` for
-        $E_1/E_2$.
+        $E_1/E_2$. Steps that are long beside what is near, $\gamma > 0.1$, leave as much of smooth slopes.
         """
         index = active.index
         h = torch.from_numpy(np.abs(active.h)).to(left)
@@ -248,6 +258,7 @@ class Resolving(EmbeddedStepper):
         self._left[index] = left / smooth
         beyond = 1 - ratio(GROWN * expected, left)
         jumps = torch.maximum(share**JUMPS, beyond.clamp(min=0.0))
+        jumps = jumps * ratio(torch.full_like(left, SHORT), self._gamma).clamp(max=1.0).square()
         return OF_JUMP * h * jumps * left
 
     @abstractmethod
@@ -266,20 +277,17 @@ class Resolving(EmbeddedStepper):
         on_device = [torch.from_numpy(numbers).to(device) for numbers in (arrived, rows)]
         self.taken(*on_device)
 
-        taken, rough = self._steps
+        taken, noisy = self._steps
         taken[arrived] += 1
-        rough[arrived] += ~self._smooth[ok]
+        noisy[arrived] += self._noisy[ok]
         if self.limits is not None:
-            noisy = (taken >= self.least_steps) & (rough > self.most_rough * taken)
-            self.limits[noisy] = 0
+            given_up = (taken >= LEAST_STEPS) & (noisy > NOISY * taken)
+            self.limits[given_up] = 0
 
 
 class FlowStepper(Resolving):
     """Steps of the flow with its volume, with what their errors do to the log-density added up: raised where steps are
     long or slopes jump, as sizes, with signs, and the squares of what rounding does."""
-
-    most_rough = 0.2  # in states and trace
-    least_steps = 40
 
     _of_step: Tensor  # what the errors of the step that is tried do, (b, 5)
 
@@ -290,11 +298,11 @@ class FlowStepper(Resolving):
     def attempted(self, active: Active, attempt: Attempt, of_jumps: Tensor) -> None:
         """Find what the errors of the step do."""
         ((e, e_volume),) = attempt.estimates
-        ((z_6, _), (f_6, _)), ((z_7, _), (f_7, _)) = self._stages[-2:]
+        (z_7, _), (f_7, _) = self._stages[-1]
 
         score = self.flow.score(self._lam, z_7, f_7)
         size = error_of_step(score, e, e_volume)
-        raised = size * stiffness(torch.from_numpy(active.h), z_7 - z_6, f_7 - f_6)
+        raised = size * (1 + self._gamma)
         signed = dot(score, e) - e_volume.mean(1)
         rounding = self.flow.trusted(self._lam, z_7).square() * sensitivity(z_7, score)
         self._of_step = torch.stack([raised, size, signed, rounding, of_jumps], 1)
@@ -308,7 +316,10 @@ class FlowStepper(Resolving):
         states does to it on the way."""
         raised, size, signed, rounding, of_jumps = self._sums.unbind(1)
         embedded = safety_of_steps(self.rtol, self.atol) * smoothness(signed, size) * raised
-        return embedded + of_jumps, of_jumps, rounding.sqrt()
+        error = embedded + of_jumps
+        missed = (MISSED * (of_jumps - SEEN * error)).clamp(min=0.0)
+        missed = torch.minimum(missed, MOST_MISSED * error)
+        return error + missed, of_jumps + missed, rounding.sqrt()
 
 
 class StateStepper(Resolving):
@@ -317,9 +328,6 @@ class StateStepper(Resolving):
 
     $$ E \leftarrow E\,\exp\frac{h\,(f_7 - f_6)\cdot(z_7 - z_6)}{|z_7 - z_6|^2} + |e| $$
     """
-
-    most_rough = 0.6  # off a ridge a third of the steps is long beside what is near
-    least_steps = 200
 
     _of_step: Tensor  # growth over the step that is tried, and its own error, (b, 2)
 
@@ -330,11 +338,11 @@ class StateStepper(Resolving):
     def attempted(self, active: Active, attempt: Attempt, of_jumps: Tensor) -> None:
         """Find the error of the step, and by what one before it grows."""
         ((e,),) = attempt.estimates
-        ((z_6,), (f_6,)), ((z_7,), (f_7,)) = self._stages[-2:]
+        ((z_7,), _) = self._stages[-1]
         h = torch.from_numpy(active.h).to(e)
-        moved = z_7 - z_6
+        moved, changed = self._between()
         of_rounding = rounded(moved.dtype) ** 2 * dot(z_7, z_7)  # a change of less says nothing
-        growth = ratio(h * dot(f_7 - f_6, moved), dot(moved, moved) + of_rounding)
+        growth = ratio(h * dot(changed, moved), dot(moved, moved) + of_rounding)
         factor = growth.clamp(-MOST_GROWTH, MOST_GROWTH).exp()
         self._of_step = torch.stack([factor, rms(e) + of_jumps], 1)
 
@@ -460,7 +468,7 @@ class _Batch:
         (z_6, _), (f_6, _) = self._stages[-2]
         (z_7, _), (f_7, _) = self._stages[-1]
         score = self.flow.score(_lam(u + h), z_7, -f_7)
-        self.error += error_of_step(score, e, e_volume) * stiffness(step, z_7 - z_6, f_7 - f_6)
+        self.error += error_of_step(score, e, e_volume) * (1 + stiffness(step, z_7 - z_6, f_7 - f_6))
         self._first = self._stages[-1][1]
 
 
@@ -595,7 +603,7 @@ class _JointSystem:
         c_x, c_v = convert("flow", "score", after)
         score = c_x * x + c_v * f_7
         step = torch.full((len(x),), h, dtype=x.dtype, device=x.device)
-        error = error_of_step(score, e, e_volume) * stiffness(step, x - x_6, f_7 - f_6)
+        error = error_of_step(score, e, e_volume) * (1 + stiffness(step, x - x_6, f_7 - f_6))
         return max(1.0, abs(after.lam - before.lam)) ** LONG * error
 
     def _with_trace(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:

@@ -47,9 +47,8 @@ class Solution(NamedTuple):
         error: its numerical error, of steps and nodes.
         rounding: what rounding may add to that.
         defect: what of it makes up for states that lie on no single trajectory, NaN for other methods.
-        roughness: what rules of more slopes add to the integrals of the divergence over the intervals of a grid, the
-            root of the sum of squares; of an adaptive solver the part of its error that are jumps of the divergence;
-            NaN for other methods.
+        roughness: on a grid, what the divergence may add that rules of more slopes do not resolve; of an adaptive
+            solver the part of its error that are jumps of the divergence; NaN for other methods.
         of_divergence: the part of the error that is the integral's of the divergence, NaN for other methods.
     """
 

@@ -23,10 +23,9 @@ REACH = 64.0  # times the tolerance: errors beyond go to the adaptive solver at 
 REACH_OF_PROBES = 256.0  # the same of random probes
 REACH_OF_ROUGH = 2048.0  # the same where the integral of the divergence is what is inexact
 OF_CHANGE = {"grids": 0.5, "steps": 0.25}  # share of the last change of a value that its error is at most
-BY_CHANCE = {"grids": 1 / 6, "steps": 1 / 16}  # of an error that it is at least: a change may be small by chance
+BY_CHANCE = {"grids": 1 / 3, "steps": 1 / 16}  # of an error that it is at least: a change may be small by chance
 CONVERGES = 1 / 16  # factor of the error on twice the nodes, less than what the order promises, where a change tells it
-SMOOTHER = 1 / 5  # factor of the roughness on twice the nodes, below which it is resolved; else
-ROUGH = 2.0  # times the roughness is the size of the error
+SMOOTHER = 1 / 20  # factor of the roughness on twice the nodes, below which an integrand is resolved
 TOLERANCES = (0.03, 0.003, 0.0003)  # of an adaptive solver's steps, in units of the error that is asked of the value
 GROWS = 10 ** (1 / 5)  # factor of the calls at a tenth of a tolerance, that of a method of order 5
 
@@ -225,21 +224,21 @@ class Some:
     def compared_grids(self, before: Solution, after: Solution, rows: Tensor) -> Solution:
         """The solution with the errors of some rows in the light of those on the grid of half as many steps.
 
-        Where the integrand is resolved on neither, the rules that tell the error agree by chance. Its roughness, which
-        falls by ten and more where it is resolved, hardly does, and is of the size of the error. Where it falls, and
-        the error as the order promises, the value's change is the error of the grid before, and leaves little on this.
-        On further grids what is left of a rough integrand is at least of the size of the next change, if changes go on
-        as they do: the last times the factor by which it is smaller than that before.
+        Where some grid has not resolved the integrand, the rules that tell the error agree by chance. Its roughness,
+        which falls by twenty and more where it is resolved, falls less, and is of the size of the error, on this grid
+        and on further ones. Where it falls, and the error as the order promises, the value's change is the error of the
+        grid before, and leaves little on this. On further grids what is left of a rough integrand is at least of the
+        size of the next change, if changes go on as they do: the last times the factor by which it is smaller than that
+        before.
         """
         if self.problem.trace.fixed is not None:
             return after
 
         error = after.error[rows]
         roughness = after.roughness[rows]
-        rough = roughness > SMOOTHER * before.roughness[rows]
-        self.rough[rows] |= rough
-        of_size = ROUGH * roughness
-        raised = torch.hypot(error, of_size)
+        self.rough[rows] |= roughness > SMOOTHER * before.roughness[rows]
+        rough = self.rough[rows]
+        raised = torch.hypot(error, roughness)
         error = torch.where(rough, raised, error)
 
         changes = self._change(before, after)
@@ -252,7 +251,7 @@ class Some:
         if self.last_change is not None:
             falls = ratio(change, self.last_change[rows]).clamp(max=1.0)
             of_rough = torch.hypot(error, change * falls)
-            error = torch.where(self.rough[rows], of_rough, error)
+            error = torch.where(rough, of_rough, error)
         self.last_change = changes
         return after.with_errors(rows, error)
 
