@@ -23,6 +23,7 @@ from sgm_sde import likelihood as likelihood
 from sgm_sde import processes as processes
 from sgm_sde import schemes as schemes
 from sgm_sde import scores as scores
+from sgm_sde._utils.checks import did_you_mean as _did_you_mean
 from sgm_sde._version import __version__
 from sgm_sde.calibration import Calibration, calibrate
 from sgm_sde.engine.program import Program
@@ -110,6 +111,7 @@ _LATER = {
 }
 
 _FUNCTIONS_LATER = {"save_grid": "data.pictures"}
+_ELSEWHERE = {"from_velocity": "; did you mean 'from_flow', for a flow's velocity, or 'from_v', for v-prediction?"}
 
 if TYPE_CHECKING:
     from sgm_sde import calibration as calibration
@@ -147,7 +149,21 @@ else:
             return import_module(f"sgm_sde.{_LATER[name]}")
         if name in _FUNCTIONS_LATER:
             return getattr(import_module(f"sgm_sde.{_FUNCTIONS_LATER[name]}"), name)
-        raise AttributeError(f"module 'sgm_sde' has no attribute {name!r}")
+        raise AttributeError(f"module 'sgm_sde' has no attribute {name!r}{_near(name)}")
+
+    def _is_ours(value: object) -> bool:
+        return str(getattr(value, "__module__", "")).startswith("sgm_sde")
+
+    def _near(name: str) -> str:
+        """The place of a name that is in a module, or names that are similar, as the end of an error message."""
+        if name.startswith("_"):
+            return ""
+        places = [
+            f"sg.{module}.{name}"
+            for module, value in globals().items()
+            if not module.startswith("_") and _is_ours(getattr(value, name, None))
+        ]
+        return f"; it is {places[0]}" if places else _ELSEWHERE.get(name) or _did_you_mean(name, __dir__())
 
 
 def __dir__() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import shutil
 import sys
 import warnings
@@ -47,14 +48,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         command.options(commands.add_parser(name, help=command.help, description=command.help, allow_abbrev=False))
+    args = argparse.Namespace()
     try:
         args = parser.parse_args(argv)
         with _warnings_as_lines():
             return COMMANDS[args.command].run(args)
     except (ImportError, OSError, TypeError, ValueError) as error:
-        parser.exit(2, f"sgm-sde: {error}\n")
+        parser.exit(2, f"sgm-sde: {_as_typed(str(error), args)}\n")
     except KeyboardInterrupt:
         parser.exit(130, "sgm-sde: interrupted\n")
+
+
+def _as_typed(message: str, args: argparse.Namespace) -> str:
+    """An error of a function with its arguments as options of the command, where it names them.
+
+    Examples:
+        >>> _as_typed("nfe=5 and final='none' are too small", argparse.Namespace(nfe=5, final="none"))
+        "--nfe=5 and --final='none' are too small"
+        >>> _as_typed("time_limit must be positive, got time_limit", argparse.Namespace(time_limit=0.0))
+        '--time-limit must be positive, got time_limit'
+    """
+    names = "|".join(vars(args)) or "(?!)"  # of none nothing
+    return re.sub(rf"^({names})\b|(?<![\w.-])({names})(?==)", lambda found: f"--{found[0].replace('_', '-')}", message)
 
 
 @contextmanager
@@ -121,9 +136,12 @@ def _run_options(parser: argparse.ArgumentParser, seed: bool = True) -> None:
 def _part(text: str) -> tuple[int, int]:
     k, _, parts = text.partition("/")
     try:
-        return int(k), int(parts)
+        part = int(k), int(parts)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"a part is K/N, such as 0/4, got {described(text)}") from None
+        part = 0, 0
+    if not 0 <= part[0] < part[1]:
+        raise argparse.ArgumentTypeError(f"a part is K/N with K from 0 to N - 1, such as 0/4, got {described(text)}")
+    return part
 
 
 def _merge_options(parser: argparse.ArgumentParser) -> None:
@@ -408,9 +426,10 @@ def _calibrate(args: argparse.Namespace) -> int:
     parts = args.out.with_suffix(".parts") if args.checkpoint is None else args.checkpoint
 
     model = load_model(args.model)
-    n = max(128, 1024 // math.prod(model.shape)) if args.n is None else check_integer("-n", args.n, 2)
+    n = max(128, 1024 // math.prod(model.shape)) if args.n is None else check_integer("n", args.n, 2)
     classes = classes_of(model, _labels(args.labels))
     device = _device(args)
+    batch = check_integer("batch", args.batch)
     torch.set_num_threads(check_integer("threads", args.threads))
     model.to(device)
     sde = model.sde
@@ -424,7 +443,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     try:
         found = calibrate(
             score, sde, (n, *model.shape), nfe=args.nfe, held_out=args.held_out, seed=args.seed,
-            model_kwargs=conditions, batch_size=args.batch, time_limit=args.time_limit, checkpoint=parts,
+            model_kwargs=conditions, batch_size=batch, time_limit=args.time_limit, checkpoint=parts,
             reference_nfe=args.reference_nfe, progress=not args.quiet, device=device,
         )  # fmt: skip
     except KeyboardInterrupt:

@@ -74,28 +74,7 @@ class Grid(Value):
     times: tuple[float, ...]
 
     def __init__(self, times: Sequence[float] | Tensor) -> None:
-        given = moments("times", times)
-        if not given:
-            raise ValueError("a grid needs at least one time")
-        for i, t in enumerate(given):
-            if not (math.isfinite(t) and t >= 0):
-                raise ValueError(f"times must be finite and not negative, got times[{i}] = {t}")
-
-        distinct = [given[0]]
-        last = len(given) - 1
-        for i, (before, t) in enumerate(pairwise(given), start=1):
-            same = t != before and same_time(t, distinct[-1], CLOSEST)
-            if (t >= before and not same) or (same and i == last and len(distinct) == 1):
-                raise ValueError(
-                    f"times must strictly decrease, got times[{i - 1}] = {before} followed by times[{i}] = {t}"
-                )
-
-            # Of times that differ by rounding one stays: the first, but for the grid's end.
-            if same and i == last:
-                distinct[-1] = t
-            elif not same:
-                distinct.append(t)
-        object.__setattr__(self, "times", tuple(distinct))
+        object.__setattr__(self, "times", _distinct("times", times))
 
     @property
     def steps(self) -> int:
@@ -130,6 +109,44 @@ class Grid(Value):
         if len(shown) > 9:
             shown = [*shown[:4], "...", *shown[-4:]]
         return f"Grid({', '.join(shown)})"
+
+
+def _distinct(option: str, times: Sequence[float] | Tensor) -> tuple[float, ...]:
+    """The times of a grid, which are given as an option, without those that differ from the one before by rounding."""
+    given = moments(option, times)
+    if not given:
+        raise ValueError("a grid needs at least one time")
+    for i, t in enumerate(given):
+        if not (math.isfinite(t) and t >= 0):
+            raise ValueError(f"{option} must be finite and not negative, got {option}[{i}] = {t}")
+
+    distinct = [given[0]]
+    last = len(given) - 1
+    for i, (before, t) in enumerate(pairwise(given), start=1):
+        same = t != before and same_time(t, distinct[-1], CLOSEST)
+        if (t >= before and not same) or (same and i == last and len(distinct) == 1):
+            raise ValueError(
+                f"{option} must strictly decrease, got {option}[{i - 1}] = {before} followed by {option}[{i}] = {t}"
+            )
+
+        # Of times that differ by rounding one stays: the first, but for the grid's end.
+        if same and i == last:
+            distinct[-1] = t
+        elif not same:
+            distinct.append(t)
+    return tuple(distinct)
+
+
+def grid_of(given: Grid | Sequence[float], option: str = "grid") -> Grid:
+    """A grid as it is, or that of the times which are given as an option.
+
+    Examples:
+        >>> grid_of([1.0, 2.0])
+        Traceback (most recent call last):
+        ...
+        ValueError: grid must strictly decrease, got grid[0] = 1.0 followed by grid[1] = 2.0
+    """
+    return given if isinstance(given, Grid) else Grid(_distinct(option, given))
 
 
 class TokenGrid(Value):
@@ -204,7 +221,7 @@ class TokenGrid(Value):
             tensor([[1.0000, 0.5000, 0.1000, 0.1000],
                     [1.0000, 1.0000, 0.5000, 0.1000]], dtype=torch.float64)
         """
-        times = torch.tensor((grid if isinstance(grid, Grid) else Grid(grid)).times, dtype=torch.float64)
+        times = torch.tensor(grid_of(grid).times, dtype=torch.float64)
         if len(times) < 2:
             raise ValueError(f"a token moves along two times or more, got {times.tolist()}")
 
@@ -322,8 +339,8 @@ class GridRule(Value, ABC):
 
     def ends(self, sde: SDE, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
         """First and last time of a grid of `steps` steps: those given, else `sde.T` and `sde.eps`."""
-        start = sde.T if t_start is None else at_ends(sde, t_start)
-        end = sde.eps if t_end is None else at_ends(sde, t_end)
+        start = sde.T if t_start is None else at_ends(sde, t_start, option="t_start")
+        end = sde.eps if t_end is None else at_ends(sde, t_end, option="t_end")
         return start, end
 
     @abstractmethod
@@ -737,10 +754,10 @@ class Distilled(GridRule):
 
     def ends(self, sde: SDE, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
         """First and last time of a grid of `steps` steps; a time given is kept."""
-        known = self._known(sde, sde.T if t_start is None else at_ends(sde, t_start))
-        start = known[0] if t_start is None else at_ends(sde, t_start)
+        known = self._known(sde, sde.T if t_start is None else at_ends(sde, t_start, option="t_start"))
+        start = known[0] if t_start is None else at_ends(sde, t_start, option="t_start")
         if t_end is not None:
-            return start, at_ends(sde, t_end)
+            return start, at_ends(sde, t_end, option="t_end")
         return start, self._spread(known, steps + 1)[-1] if steps else min(sde.eps, start / 2)
 
     def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
@@ -943,8 +960,8 @@ class FromLevels(GridRule):
     def ends(self, sde: SDE, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
         """The times of the first and the last level; a time given is kept."""
         _require_linear(self, sde)
-        start = _time_of(sde, self.levels[0]) if t_start is None else at_ends(sde, t_start)
-        end = _time_of(sde, self.levels[-1]) if t_end is None else at_ends(sde, t_end)
+        start = _time_of(sde, self.levels[0]) if t_start is None else at_ends(sde, t_start, option="t_start")
+        end = _time_of(sde, self.levels[-1]) if t_end is None else at_ends(sde, t_end, option="t_end")
         return start, end
 
     def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:

@@ -5,7 +5,8 @@
 
 Each call is a right one with one or two of its arguments replaced by something odd. It may return, or be refused: then
 the error is one of ours, a ValueError or TypeError that a line of the package raises. Anything else is counted by kind:
-an "internal" error (AttributeError, IndexError, ...), or a "foreign" one, in Python's or torch's own words.
+an "internal" error (AttributeError, IndexError, ...), a "foreign" one, in Python's or torch's own words, or a "chained"
+one of ours, below the traceback of somebody else's.
 """
 
 from __future__ import annotations
@@ -442,7 +443,7 @@ class Finding:
     """An error that is not one of ours.
 
     Attributes:
-        kind: "internal" or "foreign".
+        kind: "internal", "foreign" or "chained".
         name: of the callable.
         changed: the arguments that were replaced.
         error: what was raised.
@@ -481,8 +482,14 @@ def judge(error: BaseException) -> tuple[str | None, str]:
     place = f"{Path(ours[-1].filename).relative_to(PACKAGE)}:{ours[-1].lineno}" if ours else "no line of the package"
     if not isinstance(error, ValueError | TypeError | ImportError | OSError | testing.CheckError):
         return "internal", place
-    raised = Path(last.filename).is_relative_to(PACKAGE) and last.lineno in _raises(last.filename)
-    return (None if raised else "foreign"), place
+    if not (Path(last.filename).is_relative_to(PACKAGE) and last.lineno in _raises(last.filename)):
+        return "foreign", place
+    return ("chained" if shown_below(error) is not None and not isinstance(error, ImportError) else None), place
+
+
+def shown_below(error: BaseException) -> BaseException | None:
+    """The error that a traceback shows before this one."""
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def is_callers(error: BaseException) -> bool:
@@ -553,7 +560,7 @@ def main() -> int:
     torch.set_num_threads(1)
     made, findings = run(args.calls, args.seed, args.only)
     by_kind = Counter(finding.kind for finding in findings)
-    sys.stdout.write(f"{made} calls, {by_kind['internal']} internal errors, {by_kind['foreign']} foreign ones\n")
+    sys.stdout.write(f"{made} calls, {dict(by_kind) or 'none'} of which are no refusals of ours\n")
     groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
         groups.setdefault((finding.kind, finding.place), []).append(finding)

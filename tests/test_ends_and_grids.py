@@ -359,11 +359,11 @@ def test_a_setting_without_a_grid_runs_on_the_solver_s() -> None:
 @pytest.mark.parametrize(
     ("times", "shown"),
     [
-        ([1.0, 0.5, 0.5, 0.1], r"times\[1\] = 0.5 followed by times\[2\] = 0.5"),
-        ([0.1, 0.5, 1.0], r"times\[0\] = 0.1 followed by times\[1\] = 0.5"),
-        ([1.0, -0.1], r"times\[1\] = -0.1"),
-        ([1.0, math.nan], r"times\[1\] = nan"),
-        ([math.inf, 0.5], r"times\[0\] = inf"),
+        ([1.0, 0.5, 0.5, 0.1], r"grid\[1\] = 0.5 followed by grid\[2\] = 0.5"),
+        ([0.1, 0.5, 1.0], r"grid\[0\] = 0.1 followed by grid\[1\] = 0.5"),
+        ([1.0, -0.1], r"grid\[1\] = -0.1"),
+        ([1.0, math.nan], r"grid\[1\] = nan"),
+        ([math.inf, 0.5], r"grid\[0\] = inf"),
         ([], "at least one"),
         ([1.5, 0.5], "beyond T=1.0"),
     ],

@@ -106,18 +106,18 @@ def usable_device(option: str, value: object) -> torch.device:
         raise TypeError(f"{option} must be a torch.device or its name, got {described(value)}")
     try:
         device = torch.device(value)
-    except RuntimeError as error:
+    except RuntimeError:
         raise ValueError(
             f"{option} must be a device such as 'cpu', 'cuda:1' or 'mps', got {described(value)}"
-        ) from error
+        ) from None
     there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if (device.index or 0) >= there.get(device.type, math.inf):
         found = there[device.type]
         raise ValueError(f"{option} {str(device)!r} is not on this machine, where torch finds {found} of its kind")
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ImportError) as error:  # of a kind that this torch was not built for
-        raise ValueError(f"{option} {str(device)!r} is none that torch can use here") from error
+    except (RuntimeError, AssertionError, ImportError):  # of a kind that this torch was not built for
+        raise ValueError(f"{option} {str(device)!r} is none that torch can use here") from None
     return device
 
 

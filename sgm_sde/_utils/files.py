@@ -42,12 +42,12 @@ def reading(path: Path | str, what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:  # what Pillow, gzip and zip say of contents
             raise ValueError(f"{path} holds no {what}: {_first_line(error)}") from None
-        raise OSError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+        raise OSError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from None
     except (LookupError, TypeError, AttributeError) as error:
         lacks = f"it has no {error}" if isinstance(error, KeyError) else "its contents have another form"
-        raise ValueError(f"{path} holds no {what}: {lacks}") from error
+        raise ValueError(f"{path} holds no {what}: {lacks}") from None
     except Exception as error:
-        raise ValueError(f"{path} holds no {what}: {_first_line(error)}") from error
+        raise ValueError(f"{path} holds no {what}: {_first_line(error)}") from None
 
 
 def folder_to_write(path: Path) -> Path:

@@ -269,7 +269,7 @@ def from_json(data: JsonMapping) -> Calibration:
             remarks=[str(remark) for remark in data["remarks"]],
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not the JSON of a calibration: {type(error).__name__} {error}") from error
+        raise ValueError(f"not the JSON of a calibration: {type(error).__name__} {error}") from None
 
 
 def _held_out(data: JsonMapping) -> HeldOut:

@@ -28,6 +28,7 @@ from sgm_sde._utils.checks import (
     number,
     sizes,
 )
+from sgm_sde._utils.files import folder_to_write
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
 from sgm_sde._utils.units import spread_of
@@ -196,7 +197,7 @@ def calibrate(
     Raises:
         ValueError: for arguments out of range, exact trajectories that are not finite, or a checkpoint of another call.
         TypeError: for a process without alpha and sigma.
-        FileNotFoundError: for a checkpoint in a folder that is not there.
+        OSError: for a checkpoint in a folder that is not there, or where there is a file.
 
     Warns:
         CalibrationWarning: if exact samples are not known well enough for what was found.
@@ -224,7 +225,7 @@ def calibrate(
     progress = flag("progress", progress)
     if checkpoint is not None:
         instance_of("checkpoint", checkpoint, str | Path, "the path of a folder")
-        if not Path(checkpoint).absolute().parent.is_dir():
+        if not folder_to_write(Path(checkpoint)).absolute().parent.is_dir():
             raise FileNotFoundError(f"there is no folder {Path(checkpoint).parent} to make the checkpoint in")
     if dtype is not None:
         float_dtype("dtype", dtype)
@@ -258,7 +259,7 @@ def _budgets(sde: LinearSDE, nfe: int | Sequence[int]) -> list[int]:
     require_sde(sde)
     if not has_scalar_marginal(sde):
         raise TypeError(f"calibration needs a LinearSDE, got {described(sde)}")
-    several = isinstance(nfe, Sequence)
+    several = isinstance(nfe, Sequence) and not isinstance(nfe, str)
     for i, calls in enumerate(nfe if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]):
         check_integer(f"nfe[{i}]" if several else "nfe", calls)
     budgets = list(budgets_of(nfe))
@@ -315,7 +316,7 @@ class _Exact:
 
     @property
     def scale(self) -> float:
-        """Standard deviation of the samples' numbers, as the pilot takes it."""
+        """Standard deviation of the samples' numbers."""
         return spread_of(self.at_random.end, self.units)
 
     @cached_property

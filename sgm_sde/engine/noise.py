@@ -35,6 +35,7 @@ STREAMS = {
     "measurement": 6,
     "path": 7,
     "forward": 8,
+    "check": 9,
 }
 
 HOST = torch.device("cpu")
@@ -233,7 +234,7 @@ def _from_generator(generator: object, batch: int) -> SampleSeeds:
     if isinstance(generator, torch.Generator):
         return SampleSeeds(_drawn_seed(generator), range(batch))
 
-    if not isinstance(generator, Sequence):
+    if not isinstance(generator, Sequence) or isinstance(generator, str | bytes):
         raise TypeError(f"generator must be a torch.Generator or a list of them, got {described(generator)}")
     if len(generator) != batch:
         raise ValueError(f"got {len(generator)} generators for {batch} samples")

@@ -28,7 +28,8 @@ __all__ = ["Form", "Formula", "Program", "Stage", "Step", "compile_program"]
 
 Terms = tuple[tuple[int, Coefficient], ...]
 PREDICTIONS = ("data", "noise", "score", "v", "flow", "rectified", "drift")  # of an evaluation
-MATRIX_PREDICTIONS = ("data", "data_x", "noise", "score", "noise_v", "score_v", "drift", "gddim-noise")
+MATRIX_OUTPUTS = ("data", "data_x", "noise", "score", "noise_v", "score_v")  # of a network, on states of several blocks
+MATRIX_PREDICTIONS = (*MATRIX_OUTPUTS, "drift", "gddim-noise")
 OUTSIDE = 1e-9  # share of the first time by which a stage may lie outside of the grid: rounding
 SAME_NODE = 1e-12  # relative difference of times of one node: start.t + 1.0 * h is end.t but for rounding
 NOISES_A_STAGE = 8  # drawn by a solver's formula, at most; those with coefficient 0 leave gaps
@@ -195,7 +196,7 @@ class Program(Value):
         try:
             return _program(parse_json(text))
         except (ValueError, OverflowError) as error:
-            raise ValueError(f"not the JSON of a program: {error}") from error
+            raise ValueError(f"not the JSON of a program: {error}") from None
 
     def __str__(self) -> str:
         def combine(letter: str, terms: Terms) -> list[str]:

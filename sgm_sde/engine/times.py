@@ -18,7 +18,14 @@ def same_time(t: float, other: float, rounding: float = ROUNDING) -> bool:
     return abs(t - other) <= rounding * max(abs(t), abs(other))
 
 
-def at_ends(sde: Process, t: float, *more: float) -> float:
-    """The end of the process, T or eps or another one given, that t is a rounded image of; t itself if it is none."""
-    t = moment("a time", t)
+def at_ends(sde: Process, t: float, *more: float, option: str = "t") -> float:
+    """The end of the process, T or eps or another one given, that a time is a rounded image of; itself if it is none.
+
+    Args:
+        sde: the process.
+        t: the time.
+        more: further ends.
+        option: the name by which the caller knows the time.
+    """
+    t = moment(option, t)
     return next((float(end) for end in (sde.T, sde.eps, *more) if same_time(t, end)), t)

@@ -40,7 +40,7 @@ def from_spec(data: object) -> Value:
         try:
             data = parse_json(text)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"the spec of a value is JSON, got {text[:80]!r}: {error}") from error
+            raise ValueError(f"the spec of a value is JSON, got {text[:80]!r}: {error}") from None
     if not isinstance(data, dict) or "class" not in data:
         raise ValueError(f"the spec of a value is a JSON object with its class, got {str(data)[:200]}")
     made: Value = _read(data, "the value")
@@ -61,7 +61,7 @@ def _read(data: object, where: str) -> Any:
     except _FingerprintOnly:
         raise ValueError(f"{where} is {marks[0]} only by its fingerprint: give it anew") from None
     except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
-        raise ValueError(f"{where} is not the spec of a value: {error}") from error
+        raise ValueError(f"{where} is not the spec of a value: {error}") from None
 
 
 def _read_scalar(data: object, where: str) -> object:

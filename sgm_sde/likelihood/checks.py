@@ -38,7 +38,7 @@ def check_process(sde: LinearSDE, eps: float | None) -> float:
     require_sde(sde)
     if not has_scalar_marginal(sde):
         raise TypeError(f"likelihoods need a LinearSDE, got {described(sde)}")
-    eps = sde.likelihood_eps if eps is None else at_ends(sde, eps, sde.likelihood_eps)
+    eps = sde.likelihood_eps if eps is None else at_ends(sde, eps, sde.likelihood_eps, option="eps")
     if not 0 < eps < sde.T:
         raise ValueError(f"eps must lie in (0, T) = (0, {sde.T}), got {eps}")
     if float(sde.sigma(eps)) < SMALLEST:
@@ -83,24 +83,23 @@ class LikelihoodWarning(UserWarning):
     """The numerical error of some log-likelihoods or codes did not come down to the tolerance."""
 
 
-def warn_unresolved(result: LogProbResult, method: object) -> None:
+def warn_unresolved(result: LogProbResult) -> None:
     """Warn of the samples whose error did not come down to the tolerance, if there are any."""
     d = result.latent[0].numel()
-    _warn_of_first(result, result.error / d, "nats/dim", method)
+    _warn_of_first(result, result.error / d, "nats/dim")
 
 
-def warn_of_codes(result: FlowResult, method: object) -> None:
+def warn_of_codes(result: FlowResult) -> None:
     """Warn of the states whose error did not come down to the tolerance, if there are any."""
     assert result.error is not None
-    _warn_of_first(result, result.error, "in units of the state", method)
+    _warn_of_first(result, result.error, "in units of the state")
 
 
-def _warn_of_first(result: LogProbResult | FlowResult, error: Tensor, unit: str, method: object) -> None:
+def _warn_of_first(result: LogProbResult | FlowResult, error: Tensor, unit: str) -> None:
     """Warn of the samples whose error (B,) in a unit did not come down to the tolerance, with that of the first."""
     for i in result.unresolved[:1]:
         warn(
-            f"{result.status} of {method!r}: that of sample {i} is {float(error[i]):.2g} {unit}; "
-            "result.unresolved names them",
+            f"{result.status}; the error of sample {i} is {float(error[i]):.2g} {unit}, result.unresolved names them",
             LikelihoodWarning,
         )
 

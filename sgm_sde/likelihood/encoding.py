@@ -186,8 +186,9 @@ def _carry(
         error=found.error,
         unresolved=found.unresolved,
         reasons=found.reasons,
+        method=method,
     )
-    warn_of_codes(result, method)
+    warn_of_codes(result)
     return result
 
 

@@ -142,7 +142,7 @@ def log_prob(
         results = [asked.solved(*part) for part in parts]
 
     result = with_pilot(joined(results), pilot)
-    warn_unresolved(result, method)
+    warn_unresolved(result)
     return result
 
 
@@ -197,6 +197,7 @@ class _Question:
             freedom=solution.freedom,
             unresolved=unresolved,
             reasons=reasons,
+            method=self.method,
             nfe=model.nfe,
             vjps=model.vjps,
             protocol=self._protocol(how, str(estimate)),

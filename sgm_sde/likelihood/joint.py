@@ -155,7 +155,7 @@ def joint_log_prob(
     state = check_points(z).detach()
     if z.ndim < 2 or z.shape[1] != sde.blocks:
         raise ValueError(f"need states (B, {sde.blocks}, *), got {tuple(z.shape)}")
-    eps = sde.likelihood_eps if eps is None else at_ends(sde, eps, sde.likelihood_eps)
+    eps = sde.likelihood_eps if eps is None else at_ends(sde, eps, sde.likelihood_eps, option="eps")
     if not 0 < eps < sde.T:
         raise ValueError(f"eps must lie in (0, T) = (0, {sde.T}), got {eps}")
     trace = resolve_trace(trace, state)
@@ -189,8 +189,9 @@ def joint_log_prob(
         nfe=model.nfe,
         vjps=model.vjps,
         protocol=protocol,
+        method=grid,
     )
-    warn_unresolved(result, grid)
+    warn_unresolved(result)
     return result
 
 

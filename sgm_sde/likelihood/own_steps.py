@@ -513,7 +513,7 @@ def adjoint(flow: NormalisedFlow, rtol: float, atol: float, parameters: Sequence
     try:
         z, volumes = integrate(batch, (z, volumes), u, rtol=rtol, atol=atol, **options)
     except AssertionError as error:  # of steps that get too small, and states that are not finite
-        raise ValueError(f"torchdiffeq gave up: {error}") from error
+        raise ValueError(f"torchdiffeq gave up: {error}") from None
     finally:
         batch.seen = False
 

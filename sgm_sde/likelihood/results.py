@@ -21,15 +21,16 @@ BY_CALLS = "calls"  # that the method may make
 BY_ERROR = "error"  # of the last method that is tried
 
 
-def unresolved_status(unresolved: Sequence[int], reasons: Sequence[str], n: int) -> Status:
-    """Status of n finite results, which names those whose error is above the tolerance, and says why."""
+def unresolved_status(unresolved: Sequence[int], reasons: Sequence[str], n: int, method: object) -> Status:
+    """Status of n finite results of a method, which names those whose error is above its tolerance, and says why."""
     if not unresolved:
         return Status()
-    message = f"the numerical error of {len(unresolved)} of {n} samples did not come down to the tolerance"
+    of_method = "" if method is None else f" of {method!r}"
+    message = f"the numerical error of {len(unresolved)} of {n} samples did not come down to the tolerance{of_method}"
     why = {
         BY_NOISE: "the network's output is noise to shorter steps, by rounding, as in half precision, "
         "or dropout in train mode",
-        BY_CALLS: "max_calls= network calls did not suffice",
+        BY_CALLS: f"max_calls={getattr(method, 'max_calls', '')} network calls did not suffice",
     }
     for reason, said in why.items():
         if reason in reasons:
@@ -92,6 +93,7 @@ class LogProbResult:
         protocol: what to quote beside the number.
         reasons: for each of `unresolved` what kept it from the tolerance: `"noise"` of the network's output, which
             shorter steps do not resolve, `"calls"` where `max_calls` did not suffice, or else `"error"`.
+        method: whose tolerance it is; None where `sample` finds the density on the way.
 
     Examples:
         >>> import sgm_sde as sg
@@ -117,6 +119,7 @@ class LogProbResult:
     vjps: int
     protocol: LikelihoodProtocol
     reasons: tuple[str, ...] = ()
+    method: object = None
 
     @property
     def eps(self) -> float:
@@ -126,7 +129,7 @@ class LogProbResult:
     @property
     def status(self) -> Status:
         """Status of a finite likelihood, which names the samples whose error is above the tolerance; others raise."""
-        return unresolved_status(self.unresolved, self.reasons, len(self.value))
+        return unresolved_status(self.unresolved, self.reasons, len(self.value), self.method)
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Lower and upper ends (B,) of an interval for the log-density at a level of confidence.
@@ -197,6 +200,7 @@ class FlowResult:
             root mean square over the numbers of a sample, in units of the state.
         unresolved: numbers of the samples whose `error` did not come down to the tolerance.
         reasons: for each of these what kept it from that, as in `LogProbResult`.
+        method: whose tolerance it is.
 
     Examples:
         >>> import sgm_sde as sg
@@ -217,11 +221,12 @@ class FlowResult:
     error: Tensor | None = None
     unresolved: tuple[int, ...] = ()
     reasons: tuple[str, ...] = ()
+    method: object = None
 
     @property
     def status(self) -> Status:
         """Status of finite states, which names the samples whose error is above the tolerance; others raise."""
-        return unresolved_status(self.unresolved, self.reasons, len(self.x))
+        return unresolved_status(self.unresolved, self.reasons, len(self.x), self.method)
 
     def __repr__(self) -> str:
         """The states' shape, and the mean of their log-densities over the batch with the largest numerical error."""

@@ -62,6 +62,10 @@ def has_matrix_marginal(sde: object) -> TypeIs[MatrixSDE]:
     return _marginal_kind(sde) == "matrix"
 
 
+class Missing(TypeError):
+    """A formula asks for a coefficient that the process does not have; whoever knows the formula names it."""
+
+
 class ProcessNode:
     """A time of a process of which nothing but drift and diffusion is known; the base of nodes that know more."""
 
@@ -94,8 +98,8 @@ class ProcessNode:
         self.refuse(name)
 
     def refuse(self, name: str) -> NoReturn:
-        """Raise TypeError: a formula asks for a coefficient that the process does not have."""
-        raise TypeError(f"this needs {name}(t), which {type(self.sde).__name__} does not have: {self.advice}")
+        """Raise `Missing`."""
+        raise Missing(f"this needs {name}(t), which {type(self.sde).__name__} does not have: {self.advice}")
 
 
 class SDE(Value, ABC):

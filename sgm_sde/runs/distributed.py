@@ -212,7 +212,7 @@ def sample(
 def _warn_if_unsuited(solver: Solver | AdaptiveSolver, program: Program | None, model: Model, n: int) -> None:
     """Warn where all n samples will be named, since the table misses Gaussian data."""
     if program is not None and is_unsuited(solver, program, model.sde):
-        warn(words_of_misses(called(solver), n), UnsuitedWarning)
+        warn(words_of_misses(called(solver), n, model.sde), UnsuitedWarning)
 
 
 def guided(model: Model, scale: float, classes: Sequence[int] | None) -> ClassifierFree:

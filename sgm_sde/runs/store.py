@@ -11,6 +11,7 @@ another's place or another run's folder.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import LONGEST, described
-from sgm_sde._utils.files import JsonMapping, JsonObject, readable
+from sgm_sde._utils.files import JsonMapping, JsonObject, folder_to_write, readable
 from sgm_sde._utils.lock import Lock
 from sgm_sde._version import __version__
 from sgm_sde.engine.noise import VERSION as NOISE
@@ -113,10 +114,13 @@ class Store:
         apart: bool = False,
     ) -> None:
         self._describe(folder, settings, growing, notes)
+        missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        folder_to_write(self.folder)
         with _in_words(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.folder, shared=apart)
         self._owner = not apart
+        self._made = () if shared or apart else tuple(missing)
         try:
             self._open()
             if shared:
@@ -334,13 +338,24 @@ class Store:
         """Let other runs write to the folder; settings under which nothing was saved are forgotten."""
         if self._lock is not None:
             if self._owner:
-                if not any(self.folder.glob(f"*{SUFFIX}")):
+                nothing = not any(self.folder.glob(f"*{SUFFIX}"))
+                if nothing:
                     (self.folder / MANIFEST).unlink(missing_ok=True)
                 self._lock.forget()
+                if nothing and self._made:
+                    self._remove()
             self._lock.release()
             self._lock = None
 
     _lock: Lock | None = None
+    _made: tuple[Path, ...] = ()
+
+    def _remove(self) -> None:
+        """Remove the folders that were made for this run, as far as they hold nothing else."""
+        with contextlib.suppress(OSError):
+            (self.folder / LOCK).unlink()
+            for path in self._made:
+                path.rmdir()
 
     def __enter__(self) -> Store:
         return self
@@ -500,7 +515,7 @@ class _in_words:
             raise OSError(
                 f"cannot write {self.path}: {(error.strerror or str(error)).lower()}; what was complete before stays, "
                 f"and the same command goes on from there"
-            ) from error
+            ) from None
 
 
 def _locked(folder: Path, *, shared: bool) -> Lock:

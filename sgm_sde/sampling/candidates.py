@@ -69,7 +69,7 @@ def default_candidates(nfe: int | None = None, data_std: float = 1.0, coupled: b
         coupled: whether they are for a flow of coupled pairs, whose defaults are then among them.
 
     Raises:
-        ValueError: for a budget below 1, or a scale that is not positive or above 100 000.
+        ValueError: for a budget below 1, or a scale below 1e-6 or above 100 000.
 
     Examples:
         >>> len(default_candidates(10)) < len(default_candidates())
@@ -79,7 +79,7 @@ def default_candidates(nfe: int | None = None, data_std: float = 1.0, coupled: b
         by_budget = (default_candidates(calls, data_std, coupled) for calls in (1, SOME, MANY))
         return tuple(dict.fromkeys(itertools.chain.from_iterable(by_budget)))
     nfe = check_integer("nfe", nfe)
-    data = _Scaled(number("data_std", data_std, above=0, most=WIDEST))
+    data = _Scaled(number("data_std", data_std, least=NARROWEST, most=WIDEST))
 
     if nfe < SOME:
         crossed = data.few_calls()

@@ -86,11 +86,6 @@ LEFT = 0.5  # of the noise at the start, by a network that does not see it
 SMALL = 2**15  # numbers of a batch up to which states and outputs are kept until the end
 SPARSE = 8.0  # how much smaller than the scale of all data a sample may be
 
-ADVICE = (
-    "try what `pilot` finds, more calls, or, if the network does not predict what it was taken for, `from_noise`, "
-    "`from_denoiser`, `from_v` or `from_flow`; if it was trained with other times, `time_label=`"
-)
-
 
 class ImplausibleWarning(UserWarning):
     """Samples are larger, or further from the network's estimates, than their run accounts for."""
@@ -512,11 +507,23 @@ def words_of_sizes(samples: Sequence[int], n: int) -> str:
     )
 
 
-def words_of_misses(solver: str, n: int) -> str:
+def advice(sde: SDE) -> str:
+    """What to try after implausible samples, of what there is on the process."""
+    steps, scores = "what `pilot` finds, more calls", "`from_noise`, `from_denoiser`, `from_v` or `from_flow`"
+    if has_matrix_marginal(sde):
+        steps, scores = "more calls", "`from_noise`, `from_denoiser` or `scores.from_velocity_noise`"
+    return (
+        f"try {steps}, or, if the network does not predict what it was taken for, {scores}; if it was trained with "
+        f"other times, `time_label=`"
+    )
+
+
+def words_of_misses(solver: str, n: int, sde: SDE) -> str:
     """Status message for all samples of a table that misses Gaussian data."""
+    others = "or another solver" if has_matrix_marginal(sde) else "another solver, or what `pilot` finds"
     return (
         f"all {n} samples: in so few calls on this grid {solver} ends at least twice as large as it should even on "
-        f"Gaussian data, of any scale; take more calls, another solver, or what `pilot` finds"
+        f"Gaussian data, of any scale; take more calls, {others}"
     )
 
 

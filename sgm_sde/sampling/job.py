@@ -27,6 +27,7 @@ from sgm_sde.sampling.planning import StepArguments, final_update, table_of
 from sgm_sde.sampling.resolution import BEYOND_END, FEW_CALLS
 from sgm_sde.sampling.results import Continuation, SampleResult
 from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
+from sgm_sde.schemes.base import called
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score
 
@@ -40,6 +41,7 @@ class Job:
     Attributes:
         sde: the process.
         solver: the solver.
+        given: the solver as the caller gave it, None for the default.
         grid: the times; of a solver that finds its own steps the two ends.
         program: its table; None for a solver that finds its own steps.
         seeds: the samples'.
@@ -57,6 +59,7 @@ class Job:
 
     sde: SDE
     solver: Solver | AdaptiveSolver
+    given: object
     grid: Grid
     program: Program | None
     seeds: SampleSeeds
@@ -72,6 +75,11 @@ class Job:
     ends_by_rule: bool = False
 
     @property
+    def name(self) -> str:
+        """What messages call the solver."""
+        return f"the default solver ({self.solver.name})" if self.given is None else called(self.solver, self.given)
+
+    @property
     def size(self) -> int:
         """Number of samples."""
         return len(self.seeds)
@@ -85,12 +93,6 @@ class Job:
     def denoises(self) -> bool:
         """True if a last network call makes the sample of the last state."""
         return self.final == "denoise" and not self.solver.ends_in_data
-
-    @property
-    def needs_score(self) -> bool:
-        """True if there is more to it than a flow: noise, or what moves states at the nodes."""
-        hooks = isinstance(self.solver, Solver) and self.solver.has_hooks
-        return hooks or self.solver.stochastic or (self.program is not None and self.program.stochastic)
 
     @property
     def misses_gaussians(self) -> bool:
@@ -253,7 +255,7 @@ def begin(score: Score, sde: SDE, start: StartArguments, asked: StepArguments, n
 
     given_at_T = x_T is not None and (by_rule or t_start == sde.T)
     return Job(
-        sde, solver, grid, program, seeds, dtype, states,
+        sde, solver, asked.solver, grid, program, seeds, dtype, states,
         noise=noise or "independent", final=final, segment=t_start, start=size if given_at_T else None,
         fresh=x_T is None, ends_by_rule=asked.by_rule and asked.t_end is None,
     )  # fmt: skip
@@ -272,7 +274,7 @@ def resumed(resume: SampleResult, sde: SDE, start: StartArguments, asked: StepAr
     solver, grid = _rest(known, sde, replace(asked, final=final), past)
     if isinstance(solver, AdaptiveSolver):
         raise ValueError(
-            f"resume= continues along a grid, and {solver.name} finds its own steps: "
+            f"resume= continues along a grid, and {called(solver, asked.solver)} finds its own steps: "
             f"give it x_T=result.x and t_start={known.t:.6g}"
         )
 
@@ -280,6 +282,7 @@ def resumed(resume: SampleResult, sde: SDE, start: StartArguments, asked: StepAr
     job = Job(
         sde=sde,
         solver=solver,
+        given=known.solver if asked.solver is None else asked.solver,
         grid=grid,
         program=known.program,
         seeds=known.seeds,

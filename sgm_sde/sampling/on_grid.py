@@ -24,7 +24,6 @@ from sgm_sde.sampling.parts import Joined, Part, WatchInBlocks, models_of, slice
 from sgm_sde.sampling.results import Continuation, SampleResult
 from sgm_sde.sampling.statuses import status_on_grid
 from sgm_sde.schemes import Solver
-from sgm_sde.schemes.base import called
 from sgm_sde.scores.model import BoundScore
 
 
@@ -58,7 +57,7 @@ def _result(job: Job, parts: Sequence[Part], x: Tensor, stop: int | None) -> tup
     if reached < job.grid.steps:
         stopped = "stopped as until= asks" if reached == stop else "stopped by the callback"
 
-    misses = called(job.solver) if job.misses_gaussians else ""
+    misses = job.name if job.misses_gaussians else ""
     status, category = status_on_grid(parts, job.grid, stopped, job.sde, misses)
     trajectory, times = _trajectory(parts, job.dtype)
     result = SampleResult(

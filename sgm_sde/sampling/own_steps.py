@@ -19,7 +19,6 @@ from sgm_sde.sampling.job import Job
 from sgm_sde.sampling.observers import progress_bar
 from sgm_sde.sampling.options import Execution, Record
 from sgm_sde.sampling.parts import Joined, models_of, slices_of
-from sgm_sde.sampling.planning import too_small
 from sgm_sde.sampling.results import AdaptiveStats, SampleResult
 from sgm_sde.sampling.statuses import NonFiniteWarning, UnfinishedWarning, adaptive_status, plausibility
 from sgm_sde.schemes import AdaptiveSolver
@@ -94,22 +93,13 @@ def _statistics(parts: Sequence[Integration]) -> AdaptiveStats:
 
 def _calls_of_adaptive(job: Job, model: BoundScore, nfe: int | None) -> int | None:
     """The calls that a solver may make before the denoising, after a look at whether samples may leave the batch."""
-    solver = job.solver
-    assert isinstance(solver, AdaptiveSolver)
     if isinstance(model.score.net, torch.nn.parallel.DistributedDataParallel):
         warn(
             "the network is wrapped for distributed training, where every process must call it as often as the others, "
             "and an adaptive solver does not: pass net.module",
         )
     model.resolved(job.size)  # samples leave the batch: now is the time to say what cannot be known then
-    if nfe is None:
-        return None
-
-    denoise = job.final == "denoise"
-    calls = check_integer("nfe", nfe) - denoise
-    if calls < solver.least_calls:
-        raise too_small(nfe, f"the first step of {solver.name}", solver.least_calls, denoise)
-    return calls
+    return None if nfe is None else check_integer("nfe", nfe) - (job.final == "denoise")
 
 
 def _integrate(job: Job, problem: Problem) -> tuple[Integration, Tensor]:

@@ -9,10 +9,11 @@ from sgm_sde import grids
 from sgm_sde._utils.checks import check_integer, described, moment, one_of
 from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid, GridRule
-from sgm_sde.processes.base import SDE, require_sde
+from sgm_sde.processes.base import SDE, Missing, require_sde
 from sgm_sde.sampling.defaults import Setting, default_final, default_setting
 from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
 from sgm_sde.schemes.base import called
+from sgm_sde.scores.score import Score, require_score
 
 DEFAULT_NFE = 50
 FINALS = ("denoise", "mean", "none")
@@ -62,7 +63,9 @@ class StepArguments:
 
         if isinstance(solver, AdaptiveSolver):
             steps = None if solver.takes_steps else self.steps
-            require_unused(solver, {"grid": grid, "steps": steps})
+            require_unused(solver, self.solver, {"grid": grid, "steps": steps})
+            if self.nfe is not None:
+                self._require_first_step(solver, final == "denoise")
             ends = grids.Uniform()(sde, 1, t_start, t_end)
             return solver, ends, None
 
@@ -74,7 +77,7 @@ class StepArguments:
         else:
             placed = self._given(sde, grid, denoise)
 
-        program = table_of(solver, sde, placed, final)
+        program = table_of(solver, sde, placed, final, self.solver)
         return solver, placed, program
 
     def _solver(
@@ -94,9 +97,16 @@ class StepArguments:
             return solver.solver, solver.grid if self.grid is None else self.grid
         return resolve_any(solver), self.grid
 
+    def _require_first_step(self, solver: AdaptiveSolver, denoise: bool) -> None:
+        """Raise ValueError for a budget that ends before the first step of a solver that finds its own."""
+        budget = check_integer("nfe", self.nfe)
+        if budget - denoise < solver.least_calls:
+            what = f"the first step of {called(solver, self.solver)}"
+            raise too_small(budget, what, solver.least_calls, denoise)
+
     def _given(self, sde: SDE, times: Grid | Sequence[float], denoise: bool) -> Grid:
         """The grid of the times given."""
-        grid = times if isinstance(times, Grid) else Grid(times)
+        grid = grids.grid_of(times)
         others = {"nfe": self.nfe, "steps": self.steps, "t_start": self.t_start, "t_end": self.t_end}
         for name, value in others.items():
             if value is not None:
@@ -119,37 +129,52 @@ class StepArguments:
             t_end = sde.eps  # the state there is what is asked for
 
         if self.steps is None:
-            solver, steps = _fit(solver, self.nfe, denoise)
+            solver, steps = self._fit(solver, denoise)
         else:
             steps = check_integer("steps", self.steps)
         if rule is None:
             rule = solver.default_grid(sde, steps, t_start, t_end)
         return solver, rule(sde, steps, t_start, t_end)
 
+    def _fit(self, solver: Solver, denoise: bool) -> tuple[Solver, int]:
+        """The solver as it fits the budget of network calls, and the number of its steps.
 
-def _fit(solver: Solver, nfe: int | None, denoise: bool) -> tuple[Solver, int]:
-    """The solver as it fits a budget of network calls, and the number of its steps.
+        Raises:
+            ValueError: for a budget of less than a step.
+        """
+        default = solver.budget or DEFAULT_NFE
+        budget = check_integer("nfe", default if self.nfe is None else self.nfe)
+        solver, steps = solver.fit(budget - denoise)
+        only_denoises = denoise and budget == 1
+        if steps < 1 and not only_denoises:
+            calls = solver.nfe(1)
+            a_step = solver.nfe_per_step
+            once = f" ({a_step} a step, {calls - a_step} once a run)" if calls > a_step else ""
+            raise too_small(budget, f"one step of {called(solver, self.solver)}", calls, denoise, once)
+        return solver, steps
 
-    Raises:
-        ValueError: for a budget of less than a step.
+
+def require_flow(score: Score, solver: Solver | AdaptiveSolver | Setting | str, program: Program | None = None) -> None:
+    """Raise ValueError for a flow of coupled pairs and a solver that does more than follow it.
+
+    Args:
+        score: the network.
+        solver: as it was given.
+        program: its table, if that is known.
     """
-    default = solver.budget or DEFAULT_NFE
-    budget = check_integer("nfe", default if nfe is None else nfe)
-    solver, steps = solver.fit(budget - denoise)
-    only_denoises = denoise and budget == 1
-    if steps < 1 and not only_denoises:
-        calls = solver.nfe(1)
-        a_step = solver.nfe_per_step
-        once = f" ({a_step} a step, {calls - a_step} once a run)" if calls > a_step else ""
-        raise too_small(budget, f"one step of {called(solver)}", calls, denoise, once)
-    return solver, steps
+    if not score.coupled:
+        return
+    method = resolve_any(solver.solver if isinstance(solver, Setting) else solver)
+    hooks = isinstance(method, Solver) and method.has_hooks
+    if hooks or method.stochastic or (program is not None and program.stochastic):
+        require_score(score, f"{called(method, solver)}, which adds noise or corrects by the score,")
 
 
-def require_unused(solver: AdaptiveSolver, options: Mapping[str, object]) -> None:
-    """Raise ValueError for an option that a solver without a grid would not use."""
+def require_unused(solver: AdaptiveSolver, given: object, options: Mapping[str, object]) -> None:
+    """Raise ValueError for an option that a solver without a grid, as it was given, would not use."""
     for option, value in options.items():
         if value is not None:
-            raise ValueError(f"{option}= needs a solver on a grid, and {solver.name} finds its own steps")
+            raise ValueError(f"{option}= needs a solver on a grid, and {called(solver, given)} finds its own steps")
 
 
 def plan(
@@ -194,9 +219,12 @@ def final_update(sde: SDE, final: str | None) -> str:
     return final
 
 
-def table_of(solver: Solver, sde: SDE, grid: Grid, final: str) -> Program:
-    """The solver's table, without noise in its last update if that is to be the mean."""
-    program = solver.compile(sde, grid)
+def table_of(solver: Solver, sde: SDE, grid: Grid, final: str, given: object = None) -> Program:
+    """The table of a solver, which was given like that, without noise in its last update if that is to be the mean."""
+    try:
+        program = solver.compile(sde, grid)
+    except Missing as error:
+        raise TypeError(f"{called(solver, given)} {str(error).removeprefix('this ')}") from None
     return solver.end_in_mean(program) if final == "mean" else program
 
 

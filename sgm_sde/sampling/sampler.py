@@ -24,22 +24,21 @@ from sgm_sde.likelihood.methods import TRACES, Trace
 from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.sampling.compiled import compile_network
 from sgm_sde.sampling.defaults import Setting
-from sgm_sde.sampling.diagnosis import ADVICE, ImplausibleWarning, strange_starts
+from sgm_sde.sampling.diagnosis import ImplausibleWarning, advice, strange_starts
 from sgm_sde.sampling.job import NOISES, Job, StartArguments, begin, resumed
 from sgm_sde.sampling.on_grid import run_on_grid
 from sgm_sde.sampling.options import Execution, Record
 from sgm_sde.sampling.own_steps import run_adaptive
 from sgm_sde.sampling.parts import WatchInBlocks
-from sgm_sde.sampling.planning import DEFAULT_NFE, StepArguments, final_update, plan, require_unused
+from sgm_sde.sampling.planning import DEFAULT_NFE, StepArguments, final_update, plan, require_flow, require_unused
 from sgm_sde.sampling.resolution import UnresolvedWarning, words_if_unresolved
 from sgm_sde.sampling.results import SampleResult
 from sgm_sde.sampling.statuses import plausibility
 from sgm_sde.sampling.tokens import sample_tokens
 from sgm_sde.schemes import AdaptiveSolver, Solver
-from sgm_sde.schemes.base import called
 from sgm_sde.scores.conditions import require_rows
 from sgm_sde.scores.model import BoundScore
-from sgm_sde.scores.score import Score, as_score, require_score
+from sgm_sde.scores.score import Score, as_score
 
 __all__ = ["plan", "sample"]
 
@@ -155,6 +154,9 @@ def sample(
         one_of("noise", noise, NOISES)
     _check_log_prob(log_prob)
 
+    if solver is not None:
+        require_flow(score, solver)  # before what the solver asks of its budget
+
     start = StartArguments(shape, x_T, seed, generator, execution.dtype, execution.device)
     if isinstance(grid, TokenGrid):
         absent = {"noise": noise, "resume": resume, "log_prob": log_prob or None}
@@ -163,7 +165,8 @@ def sample(
         return _warned(
             *sample_tokens(
                 score, sde, grid, start, solver, final_update(sde, final), model_kwargs, execution.batch_size
-            )
+            ),
+            sde,
         )
 
     asked = StepArguments(solver, nfe, steps, grid, t_start, t_end, final, score.coupled)
@@ -171,15 +174,14 @@ def sample(
         asked = _along_flow(asked, {"resume": resume, "t_start": t_start, "noise": noise, "record": record}, execution)
 
     job = begin(score, sde, start, asked, noise) if resume is None else resumed(resume, sde, start, asked, noise)
-    if job.needs_score:
-        require_score(score, f"{job.solver.name}, which adds noise or corrects by the score,")
-    _require_applicable(job, recorded, execution, noise, is_default=solver is None and resume is None)
+    require_flow(score, job.solver if solver is None else solver, job.program)
+    _require_applicable(job, recorded, execution, noise)
     if score.dtype is None and job.dtype != job.state_dtype:
         score = score.cast_to(job.dtype)
     if execution.compile:
         score = compile_network(score)
     if log_prob is not False:
-        return _warned(*_with_log_prob(job, score, log_prob, model_kwargs, execution.enable_grad, asked.by_rule))
+        return _warned(*_with_log_prob(job, score, log_prob, model_kwargs, execution.enable_grad, asked.by_rule), sde)
 
     model = BoundScore(score, sde, (job.grid.times[-1], job.grid.times[0]), model_kwargs)
     require_rows(model.kwargs, job.size)
@@ -193,18 +195,18 @@ def sample(
             result, category = run_on_grid(job, model, recorded, execution)
     if result.status.ok and (level := job.last_level) and (words := words_if_unresolved(result.x, level)):
         warn(words, UnresolvedWarning)
-    return _warned(result, category)
+    return _warned(result, category, sde)
 
 
-def _warned(result: SampleResult, category: type[Warning] | None) -> SampleResult:
+def _warned(result: SampleResult, category: type[Warning] | None, sde: SDE) -> SampleResult:
     """The result, after the warning that it calls for."""
     if category is not None:
-        advice = ""
+        more = ""
         if category is ImplausibleWarning:
-            advice = f": {ADVICE}"
+            more = f": {advice(sde)}"
         if category is LikelihoodWarning:
-            advice = f" of {along.MOST_ERROR:g} nat a dimension: take more calls, or ask log_prob() of x"
-        warn(f"{result.status.message}{advice}", category)
+            more = f" of {along.MOST_ERROR:g} nat a dimension: take more calls, or ask log_prob() of x"
+        warn(f"{result.status.message}{more}", category)
     return result
 
 
@@ -269,7 +271,7 @@ def _judged(job: Job, watch: WatchInBlocks, x: Tensor) -> tuple[Status, type[War
     starts = None
     if job.start is not None:
         starts = strange_starts(job.start(slice(None)), x, job.sde).numpy(force=True)
-    return plausibility(implausible, starts, job.sde, called(job.solver) if job.misses_gaussians else "")
+    return plausibility(implausible, starts, job.sde, job.name if job.misses_gaussians else "")
 
 
 Option = TypeVar("Option")
@@ -282,7 +284,7 @@ def _option(name: str, value: object, kind: type[Option]) -> Option:
     return kind() if value is None else value
 
 
-def _require_applicable(job: Job, record: Record, execution: Execution, noise: str | None, is_default: bool) -> None:
+def _require_applicable(job: Job, record: Record, execution: Execution, noise: str | None) -> None:
     """Raise ValueError for an option that would do nothing."""
     if isinstance(job.solver, AdaptiveSolver):
         options = {
@@ -293,10 +295,9 @@ def _require_applicable(job: Job, record: Record, execution: Execution, noise: s
             "noise": None if noise == "independent" else noise,
             "parallel": execution.parallel,
         }
-        require_unused(job.solver, options)
+        require_unused(job.solver, job.given, options)
     elif noise == "path" and job.program is not None and not job.program.stochastic:
-        named = f"the default solver ({job.solver.name})" if is_default else called(job.solver)
-        raise ValueError(f"noise='path' would change nothing: {named} draws no noise in its steps; leave it out")
+        raise ValueError(f"noise='path' would change nothing: {job.name} draws no noise in its steps; leave it out")
     if record.callback is not None and execution.batch_size is not None:
         raise ValueError("a callback sees all samples at each step: leave out batch_size=, which runs them in parts")
     if execution.parallel is not None:
@@ -334,7 +335,7 @@ def _require_parallel(job: Job, record: Record) -> None:
     """Raise ValueError for what needs one step after the other."""
     if isinstance(job.solver, Solver) and job.solver.has_hooks:
         raise ValueError(
-            f"{called(job.solver)} moves states between steps by what the network says there, which no table holds: "
+            f"{job.name} moves states between steps by what the network says there, which no table holds: "
             f"leave out parallel="
         )
     if record.callback is not None:

@@ -119,7 +119,7 @@ def plausibility(
         message = words_of_starts(starts[at].tolist(), at, n, sde)
         return Status(False, message, samples=samples), StartWarning
     if misses:
-        return Status(False, words_of_misses(misses, n), samples=tuple(range(n))), UnsuitedWarning
+        return Status(False, words_of_misses(misses, n, sde), samples=tuple(range(n))), UnsuitedWarning
     if samples:
         return Status(False, words_of_sizes(samples, n), samples=samples), ImplausibleWarning
     return Status(), None

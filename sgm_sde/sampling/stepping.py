@@ -75,7 +75,7 @@ def stepper(
     final = final_update(sde, final)
     chosen, _, program = plan(sde, solver, nfe=nfe, steps=steps, grid=grid, t_start=t_start, final=final)
     if program is None or isinstance(chosen, AdaptiveSolver):
-        raise TypeError(f"{chosen.name} finds its own steps, and a solver on a grid is needed here")
+        raise TypeError(f"{called(chosen, solver)} finds its own steps, and a solver on a grid is needed here")
 
     require_steppable(chosen)
     denoise = final == "denoise" and not chosen.ends_in_data

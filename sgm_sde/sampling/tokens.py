@@ -27,13 +27,14 @@ from sgm_sde.sampling.diagnosis import Watch, listed, size_of_start, strange_sta
 from sgm_sde.sampling.job import StartArguments
 from sgm_sde.sampling.on_gaussians import is_unsuited
 from sgm_sde.sampling.parts import Joined, models_of, slices_of
+from sgm_sde.sampling.planning import require_flow
 from sgm_sde.sampling.results import SampleResult
 from sgm_sde.sampling.statuses import NonFiniteWarning, plausibility
 from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
 from sgm_sde.schemes.base import called
 from sgm_sde.scores.conditions import require_rows
 from sgm_sde.scores.model import BoundScore, checked_conversion
-from sgm_sde.scores.score import Score, require_score
+from sgm_sde.scores.score import Score
 
 MOST_WATCHED = 64  # distinct columns of times whose tokens are watched
 
@@ -65,8 +66,6 @@ def sample_tokens(
     if solver is None:
         solver = default_setting(sde, grid.steps + 1, t_end=sde.eps, coupled=score.coupled).solver
     method = _method(solver)
-    if method.stochastic:
-        require_score(score, method.name)
     dtype, seeds, states = _start(score, sde, grid, start)
     if score.dtype is None and dtype in (torch.float16, torch.bfloat16):
         score = score.cast_to(dtype)
@@ -75,6 +74,7 @@ def sample_tokens(
     require_rows(model.kwargs, batch)
 
     aligned = align(t, lambda column: _compiled(method, sde, column, final))
+    require_flow(score, solver, aligned.program)
     denoises = final == "denoise" and not method.ends_in_data
     slices = slices_of(batch, batch_size)
     models = list(models_of(model, slices, batch))
@@ -273,15 +273,15 @@ def _method(solver: Solver | AdaptiveSolver | Setting | str) -> Solver:
         solver = solver.solver
     found = resolve_any(solver)
     if isinstance(found, AdaptiveSolver):
-        raise ValueError(f"{found.name} finds its own steps, and a TokenGrid gives them")
+        raise ValueError(f"{called(found, solver)} finds its own steps, and a TokenGrid gives them")
     if found.budget is not None:
         raise ValueError(
             f"{found.name} was fitted to noise levels of its own, and a TokenGrid gives them: take another"
         )
     if found.has_hooks:
         raise ValueError(
-            f"{called(found)} moves states between steps by what the network says there, which no table holds: it has "
-            f"no times for each token"
+            f"{called(found, solver)} moves states between steps by what the network says there, which no table holds: "
+            f"it has no times for each token"
         )
     return found
 

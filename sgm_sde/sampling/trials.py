@@ -16,7 +16,7 @@ from torch import Tensor
 from sgm_sde._utils.checks import arguments, check_integer, described, moment, shape_of_samples
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
-from sgm_sde._utils.units import spread_of, units_of
+from sgm_sde._utils.units import units_of
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.noise import Generators, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -254,7 +254,8 @@ def pilot(
             or four times the largest budget if that is more.
         seed: of the noises; one int or one per sample.
         generator: instead of `seed`.
-        final: what to compare: `"denoise"`, the samples, or `"none"`, the states at the end.
+        final: what to compare: `"denoise"`, the samples, or `"none"` and `"mean"`, the states at the end, which are one
+            without noise.
         t_end: where to end, if not where each grid does; log-SNR must be finite there.
         model_kwargs: passed on to the network. With an argument that may have one row per sample or not
             (`sg.PerSample`), all trials run on all noises, and fewer of the default candidates do.
@@ -452,15 +453,14 @@ class Race:
 
     @property
     def spread(self) -> float:
-        """Standard deviation of the samples' numbers, 1 if they are all the same."""
-        return spread_of(self.exact, self.units)
+        """Standard deviation of the samples around their mean, 1 if they are all the same."""
+        return _around_mean(self.exact) or 1.0
 
     def _scale(self, exact: Tensor) -> float:
         """The scale that candidates are for: that of the samples around their mean, but not below the noise at eps."""
         if self.batch == 1:
             return 1.0
-        around = exact.std(0).square().mean().sqrt()
-        return scale_of_candidates(max(float(around), self._last_noise))
+        return scale_of_candidates(max(_around_mean(exact), self._last_noise))
 
     @property
     def _last_noise(self) -> float:
@@ -623,6 +623,12 @@ class Race:
             return False
         uncertain = 2 * float(difference.std()) / math.sqrt(len(difference))
         return float(difference.mean()) <= max(uncertain, 0.01 * self.typical(best) ** 2)
+
+
+def _around_mean(x: Tensor) -> float:
+    """Standard deviation of samples (n, d) around their mean, over all d numbers; of one, that of its numbers."""
+    variance = x.var(0) if len(x) > 1 else x.var(correction=min(1, x.numel() - 1))
+    return float(variance.mean().sqrt())
 
 
 def _usual(errors: Tensor) -> Tensor:

@@ -435,18 +435,22 @@ ALIASES = {
 }
 
 
-def called(solver: Solver | AdaptiveSolver) -> str:
-    """The name that people know a solver by: the registry's of one that is the same, else its own.
+def called(solver: Solver | AdaptiveSolver, given: object = None) -> str:
+    """The name that people know a solver by: what they gave, the registry's of one that is the same, else its own.
 
     Examples:
         >>> import sgm_sde as sg
         >>> called(sg.schemes.resolve("edm-sde")), called(sg.Heun(s_churn=5))
         ('edm-sde', 'heun')
+        >>> called(sg.DDIM(eta=1.0), given=sg.DDIM(eta=1.0)), called(sg.DDIM(), given=sg.DDIM())
+        ('DDIM(eta=1.0)', 'ddim')
     """
-    own = REGISTRY.get(solver.name)
-    if own is not None and own() == solver:
+    if isinstance(given, str):
+        return given
+    same = [name for name, make in REGISTRY.items() if make() == solver]
+    if solver.name in same:
         return solver.name
-    return next((name for name, make in REGISTRY.items() if make() == solver), solver.name)
+    return described(solver) if given is solver else next(iter(same), solver.name)
 
 
 @lru_cache(maxsize=256)

@@ -43,10 +43,12 @@ class SolverTable(Mapping[str, Solver | AdaptiveSolver]):
         self.adaptive = dict(adaptive)
 
     def __getitem__(self, name: str) -> Solver | AdaptiveSolver:
-        if not isinstance(name, str):
-            raise KeyError(name)
-        key = canonical(name)
-        return self.fixed[key] if key in self.fixed else self.adaptive[key]
+        key = canonical(name) if isinstance(name, str) else name
+        if key in self.fixed:
+            return self.fixed[key]
+        if key in self.adaptive:
+            return self.adaptive[key]
+        raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
         yield from self.fixed

@@ -35,6 +35,7 @@ from sgm_sde._utils.checks import (
 )
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine import coordinates
+from sgm_sde.engine.noise import NoiseSource, NoiseStream, resolve_seeds
 from sgm_sde.processes import presets
 from sgm_sde.processes.base import CheckError, has_scalar_marginal
 from sgm_sde.processes.discrete import DiscreteVPSDE
@@ -186,9 +187,9 @@ def check_score(
 
     model = BoundScore(score, sde, (sde.eps, sde.T), model_kwargs)
     require_rows(model.kwargs, len(data))
-    generator = torch.Generator().manual_seed(check_integer("seed", seed, 0))
+    seeds = resolve_seeds(check_integer("seed", seed, 0), None, len(data))
     x0 = data.detach().to(torch.promote_types(data.dtype, torch.float32))
-    noises = _Noises(sde, x0, generator)
+    noises = _Noises(sde, x0, NoiseStream(seeds, "check"))
     noised = noises.first
     with torch.no_grad():
         found = noised.check([noised.error_of(model, k) for k in range(len(noised.nodes))])
@@ -283,10 +284,10 @@ class _Noises:
         first: the data with the first noise.
     """
 
-    def __init__(self, sde: LinearSDE, x0: Tensor, generator: torch.Generator) -> None:
+    def __init__(self, sde: LinearSDE, x0: Tensor, stream: NoiseSource) -> None:
         self._sde = sde
         self._x0 = x0
-        self._generator = generator
+        self._stream = stream
         self.first = self._make()
 
     @cached_property
@@ -296,8 +297,8 @@ class _Noises:
         return [self.first, *(self._make() for _ in range(n - 1))]
 
     def _make(self) -> _Noised:
-        noise = torch.randn(self._x0.shape, generator=self._generator, dtype=self._x0.dtype)
-        return _Noised(self._sde, self._x0, noise.to(self._x0.device))
+        x0 = self._x0
+        return _Noised(self._sde, x0, self._stream.normal(tuple(x0.shape), x0.dtype, x0.device))
 
 
 def _levels(sde: LinearSDE, std: float) -> list[float]:

@@ -22,16 +22,18 @@ from sgm_sde._utils.checks import (
 from sgm_sde._utils.inputs import network_inputs
 from sgm_sde._utils.shapes import Time, batch_time
 from sgm_sde._utils.tree import Path
-from sgm_sde.engine.program import MATRIX_PREDICTIONS, PREDICTIONS
+from sgm_sde.engine.program import MATRIX_OUTPUTS, PREDICTIONS
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.identity import ReachesNetwork, Value, Writer, class_name, fields_of
-from sgm_sde.processes.base import SDE, has_scalar_marginal, measuring_times, require_sde
+from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal, measuring_times, require_sde
 from sgm_sde.scores.conditions import ROWS, bare
 from sgm_sde.scores.time_labels import TimeLabel
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+
+CALLED = "sgm_sde called the network"
 
 Network = Callable[..., Tensor]  # net(x, label, **kwargs): its output (B, *) at states (B, *) and labels (B,)
 
@@ -105,10 +107,9 @@ class Score(Value, ReachesNetwork):
             raise TypeError(f"a network that predicts {prediction} is needed, got the score {described(net)}")
         require_sde(sde)
         instance_of("prediction", prediction, str, "a name")
-        one_of(
-            "prediction", prediction, PREDICTIONS if has_scalar_marginal(sde) else (*PREDICTIONS, *MATRIX_PREDICTIONS)
-        )
-        if prediction != "score" and sde.marginal_kind == "unknown":
+        known = MATRIX_OUTPUTS if has_matrix_marginal(sde) else PREDICTIONS
+        one_of("prediction", prediction, known if prediction not in PREDICTIONS else PREDICTIONS)
+        if prediction not in known or (prediction != "score" and sde.marginal_kind == "unknown"):
             raise TypeError(f"a network that predicts {prediction} needs a LinearSDE, got {described(sde)}")
         require_function("time_label", time_label, "of t", 1, optional=True)
         require_function("input_scale", input_scale, "of t", 1, optional=True)
@@ -214,7 +215,8 @@ class Score(Value, ReachesNetwork):
         try:
             out = self.net(*inputs, **kwargs)
         except Exception as error:
-            if sys.version_info >= (3, 11):
+            told = any(CALLED in note for note in getattr(error, "__notes__", ()))  # by a score inside
+            if sys.version_info >= (3, 11) and not told:
                 error.add_note(_call_in_words(*inputs, kwargs))
             raise
 
@@ -310,7 +312,7 @@ def _call_in_words(x: Tensor, label: Tensor, kwargs: Mapping[str, object]) -> st
     """Description of the call in which a network raised, and of where its time label is chosen."""
     given = ", ".join([f"x {_kind(x)}", f"time label {_kind(label)}", *(f"{k} {_kind(v)}" for k, v in kwargs.items())])
     where = "`time_label=` says what it gets as time: indices of a table by sgm_sde.time_labels.ddpm(n, integer=True)"
-    return f"sgm_sde called the network with {given}; {where}"
+    return f"{CALLED} with {given}; {where}"
 
 
 def _kind(value: object) -> str:

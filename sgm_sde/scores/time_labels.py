@@ -157,13 +157,13 @@ def flow(scale: float = 1.0) -> TimeLabel:
     """scale * t, with t = 0 the data (Liu et al., 2022, arXiv:2209.03003).
 
     Raises:
-        TypeError, ValueError: for a scale that is no finite number.
+        TypeError, ValueError: for a scale that is no positive number.
 
     Examples:
         >>> flow(1000)(0.25)
         250.0
     """
-    scale = number("scale", scale)
+    scale = number("scale", scale, above=0)
     return partial(_scaled, scale=scale)
 
 
@@ -171,13 +171,13 @@ def flow_from_noise(scale: float = 1.0) -> TimeLabel:
     """scale * (1 - t), for networks whose time runs from noise to data (Lipman et al., 2022, arXiv:2210.02747).
 
     Raises:
-        TypeError, ValueError: for a scale that is no finite number.
+        TypeError, ValueError: for a scale that is no positive number.
 
     Examples:
         >>> flow_from_noise()(0.25)
         0.75
     """
-    scale = number("scale", scale)
+    scale = number("scale", scale, above=0)
     return partial(_scaled_from_noise, scale=scale)
 
 

@@ -108,8 +108,8 @@ class Uniform(Times):
 
     def quantile(self, sde: SDE, u: Tensor) -> Tensor:
         """low + (high - low) u."""
-        low = sde.eps if self.low is None else at_ends(sde, self.low)
-        high = sde.T if self.high is None else at_ends(sde, self.high)
+        low = sde.eps if self.low is None else at_ends(sde, self.low, option="low")
+        high = sde.T if self.high is None else at_ends(sde, self.high, option="high")
         if not 0 <= low < high <= sde.T:
             raise ValueError(f"need 0 <= low < high <= T = {sde.T}, got low={low} and high={high}")
         return low + (high - low) * u

@@ -905,8 +905,8 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_fit(
     ("option", "value", "shown"),
     [
         ("--threads", "0", "threads must be an integer of at least 1, got 0"),
-        ("-n", "1", "-n must be an integer of at least 2, got 1"),
-        ("--batch", "0", "batch_size must be an integer of at least 1, got 0"),
+        ("-n", "1", "--n must be an integer of at least 2, got 1"),
+        ("--batch", "0", "--batch must be an integer of at least 1, got 0"),
         ("--labels", "12", "the classes 0 to 9, got label 12"),
     ],
 )

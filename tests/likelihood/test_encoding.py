@@ -157,9 +157,13 @@ def test_codes_that_do_not_reach_the_tolerance_are_named() -> None:
     sde = LINEAR["vp"]
     score = with_wave("vp", 0.1, 8)
     x = points(MIXTURE, "vp", 3)
-    with pytest.warns(LikelihoodWarning, match=r"of 3 of 3 samples .* max_calls= .* in units of the state"):
+    words = (
+        r"tolerance of FixedGrid\(.*; for 3 of them max_calls=20 network calls did not suffice; the error of sample 0"
+    )
+    with pytest.warns(LikelihoodWarning, match=words):
         code = sg.encode(score, sde, x, method=FixedGrid(max_calls=20))
     assert code.unresolved == (0, 1, 2) == code.status.samples and not code.status
+    assert "max_calls=20 network calls did not suffice" in code.status.message
     assert code.reasons == ("calls",) * 3 and "3 above the tolerance" in repr(code)
     with pytest.warns(LikelihoodWarning):
         kept = sg.encode(score, sde, x, enable_grad=True)

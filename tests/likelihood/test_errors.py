@@ -157,7 +157,9 @@ def test_samples_that_do_not_reach_the_tolerance_are_named() -> None:
     assert res.unresolved == (0, 1) and bool((res.error > 2e-12).all())
     assert "2 above the tolerance" in str(res)
     assert not res.status and res.status.samples == (0, 1)
-    assert str(res.status) == "the numerical error of 2 of 2 samples did not come down to the tolerance"
+    assert str(res.status) == "the numerical error of 2 of 2 samples did not come down to the tolerance of " + repr(
+        res.method
+    )
 
 
 @functools.cache

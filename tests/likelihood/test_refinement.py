@@ -115,7 +115,7 @@ def test_calls_of_a_point_are_limited() -> None:
     """What the adaptive solver may take is the user's to say, and samples that need more are named."""
     x = MIXTURE.sample(4, VP, 1e-5, seed=0, dtype=F64)
     score = MIXTURE.score(VP)
-    with pytest.warns(LikelihoodWarning, match="for 4 of them max_calls= network calls did not suffice"):
+    with pytest.warns(LikelihoodWarning, match="for 4 of them max_calls=120 network calls did not suffice"):
         res = sg.log_prob(score, VP, x, method=FixedGrid(atol=1e-8, max_calls=120), prior=prior)
     assert res.nfe < 49 + 97 + 120 + 10 and res.reasons == ("calls",) * 4
     off = (res.value - MIXTURE.log_prob(x, VP, 1e-5)).abs()

@@ -1,0 +1,257 @@
+"""Refusals and warnings: at the call, by what was typed, and alone, without the traceback of somebody else's below."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import sgm_sde as sg
+from sgm_sde import cli
+from sgm_sde.adapters import from_flow_matching
+from sgm_sde.schemes.base import REGISTRY
+from tests.conventions import case_id
+from tests.fuzz import PACKAGE, shown_below
+
+VP, FLOW, CLD = sg.VPSDE(), sg.RectifiedFlowSDE(), sg.CLD()
+ONE = sg.oracles.Gaussian(torch.zeros(2), 0.25)
+SCORE = ONE.score(VP)
+JOINT = ONE.score(CLD)
+
+
+def net(x: Tensor, t: Tensor, **_: Any) -> Tensor:
+    """A network of nothing."""
+    return 0 * x
+
+
+COUPLED = sg.from_flow(net, FLOW, coupled=True)
+
+
+def drawn(score: sg.Score, event: int = 1, **options: Any) -> sg.SampleResult:
+    """Two samples."""
+    return sg.sample(score, score.sde, (2, *[2] * event), seed=0, **options)
+
+
+REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
+    # The solver by the name that was typed.
+    **{
+        f"{name} on a flow of coupled pairs": (
+            lambda name=name: drawn(COUPLED, solver=name, nfe=5),
+            rf"^{re.escape(name)}, which adds noise or corrects by the score, needs the score",
+        )
+        for name in ("edm-sde", "EDM-SDE", "euler-ancestral", "ddpm", "pc", "lcm", "annealed-langevin", "ggf")
+    },
+    "DDIM(eta=1) on a flow of coupled pairs": (
+        lambda: drawn(COUPLED, solver=sg.DDIM(eta=1), nfe=5),
+        r"^DDIM\(eta=1\.0\), which adds noise",
+    ),
+    "a setting on a flow of coupled pairs": (
+        lambda: drawn(COUPLED, solver=sg.Setting("sde-dpm++2m", "uniform"), nfe=5),
+        r"^sde-dpm\+\+2m, which adds noise",
+    ),
+    **{
+        f"{name} on CLD": (
+            lambda name=name: drawn(JOINT, 2, solver=name, steps=3),
+            rf"^{re.escape(name)} needs [\w ]+\(t\), which CLD does not have",
+        )
+        for name in ("dpm++2m", "heun", "ddim", "pc", "edm-sde", "lcm", "dpm++3m-restart")
+    },
+    "a solver driven from outside on CLD": (
+        lambda: sg.stepping.stepper("dpm++2m", CLD, nfe=5),
+        r"^dpm\+\+2m needs lam\(t\)",
+    ),
+    "a budget below the first step": (
+        lambda: drawn(SCORE, solver="rk45", nfe=5),
+        r"^nfe=5 is too small: the first step of rk45 takes 8 network calls and final='denoise' one more",
+    ),
+    "a grid of a solver that has none": (
+        lambda: drawn(SCORE, solver="rk45", grid="karras"),
+        "^grid= needs a solver on a grid, and rk45 finds its own steps",
+    ),
+    # Networks, by what they predict.
+    **{
+        f"{name} on CLD": (lambda name=name: getattr(sg, name)(net, CLD), r"needs a LinearSDE, got CLD\(")
+        for name in ("from_v", "from_flow")
+    },
+    "an unknown prediction on CLD": (
+        lambda: sg.Score(net, CLD, "nonsense"),
+        "^prediction must be one of 'data', 'data_x', 'noise', 'score', 'noise_v', 'score_v', got 'nonsense'",
+    ),
+    **{
+        f"from_flow_matching(scale={scale})": (
+            lambda scale=scale: from_flow_matching(net, scale=scale),
+            f"^scale must be positive and finite, got {scale}",
+        )
+        for scale in (0, -1)
+    },
+    # The option by its name.
+    **{
+        f"default_candidates(10, {std})": (
+            lambda std=std: sg.trials.default_candidates(10, std),
+            f"^data_std must be finite, at least 1e-06 and at most 100000, got {std}",
+        )
+        for std in (1e-9, 2e5)
+    },
+    "calibrate(nfe='12')": (
+        lambda: sg.calibrate(SCORE, VP, (4, 2), nfe="12"),  # type: ignore[call-overload]
+        "^nfe must be an integer of at least 1, got '12'",
+    ),
+    "sample(grid=3)": (lambda: drawn(SCORE, grid=3), "^grid must be a sequence of numbers, got 3"),
+    "sample(grid=[1, 'a'])": (lambda: drawn(SCORE, grid=[1, "a"]), r"^grid\[1\] must be one number, got 'a'"),
+    "sample(grid=[0.1, 1])": (lambda: drawn(SCORE, grid=[0.1, 1]), r"^grid must strictly decrease, got grid\[0\] = 0"),
+    "encode(eps='a')": (lambda: sg.encode(SCORE, VP, torch.zeros(1, 2), eps="a"), "^eps must be one number, got 'a'"),  # type: ignore[arg-type]
+    "Uniform(low='a')": (lambda: sg.training.Uniform(low="a"), "^low must be one number, got 'a'"),  # type: ignore[arg-type]
+    "t_start='a'": (lambda: drawn(SCORE, t_start="a"), "^t_start must be one number, got 'a'"),
+    "generator='abc'": (
+        lambda: VP.prior_sample((3, 2), generator="abc"),  # type: ignore[arg-type]
+        "^generator must be a torch.Generator or a list of them, got 'abc'",
+    ),
+    **{
+        f"device={name!r}": (
+            lambda name=name: sg.sample(SCORE, VP, (2, 2), nfe=4, seed=0, execution=sg.Execution(device=name)),
+            f"^device '{name}' is none that torch can use here|^device must be a device such as .*, got '{name}'",
+        )
+        for name in ("xla", "vulkan", "xx", "hpu", "mtia", "privateuseone", "cuda:x")
+    },
+    "a spec that is no JSON": (lambda: sg.from_spec("{"), "^the spec of a value is JSON, got '{'"),
+    "a program that is no JSON": (lambda: sg.Program.from_json("{"), "^not the JSON of a program"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSALS, ids=case_id)
+def test_refusals_name_what_was_typed(case: str) -> None:
+    """One error, in the user's words, and no other below it."""
+    call, words = REFUSALS[case]
+    with pytest.raises((ValueError, TypeError), match=words) as refused:
+        call()
+    assert shown_below(refused.value) is None
+
+
+def test_every_solver_is_named_where_a_process_lacks_what_it_needs() -> None:
+    """On a process with a matrix."""
+    for name in REGISTRY:
+        try:
+            sg.sampling.planning.plan(CLD, name, steps=2)
+        except TypeError as error:
+            assert str(error).startswith(f"{name} needs "), name
+
+
+RAISED_FROM = {"ImportError", "ConnectionError"}  # whose cause tells what is broken on this machine
+
+
+def test_no_refusal_shows_the_error_of_somebody_else() -> None:
+    """What is raised from another error has that error's words in its own."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise) and isinstance(node.cause, ast.Name) and isinstance(node.exc, ast.Call):
+                assert ast.unparse(node.exc.func) in RAISED_FROM, f"{path.name}:{node.lineno}"
+
+
+def test_a_checkpoint_is_no_file(tmp_path: Path) -> None:
+    """As a folder of results is none."""
+    path = tmp_path / "notes.txt"
+    path.write_text("")
+    for call in (
+        lambda: sg.calibrate(SCORE, VP, (4, 2), nfe=2, seed=0, checkpoint=path),
+        lambda: sg.store.Store(path, {}),
+    ):
+        with pytest.raises(NotADirectoryError, match=r"notes\.txt is to be a folder, and that is a file") as refused:
+            call()
+        assert shown_below(refused.value) is None
+
+
+def test_solvers_are_looked_up_by_what_was_typed() -> None:
+    """In the table, too."""
+    with pytest.raises(KeyError, match=re.escape("'DPM++ 2M Karras'")):
+        sg.solvers()["DPM++ 2M Karras"]
+    assert sg.solvers().get("nonsense") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("from_velocity", "did you mean 'from_flow', for a flow's velocity, or 'from_v'"),
+        ("LogSNR", "it is sg.grids.LogSNR"),
+        ("FixedGrid", "it is sg.likelihood.FixedGrid"),
+        ("sampel", "did you mean 'sample'"),
+    ],
+)
+def test_names_that_are_elsewhere(name: str, words: str) -> None:
+    """Where to find them."""
+    with pytest.raises(AttributeError, match=f"no attribute '{name}'; {re.escape(words)}"):
+        getattr(sg, name)
+
+
+def test_a_network_that_raises_is_described_once() -> None:
+    """However many scores are around it."""
+
+    def broken(x: Tensor, t: Tensor) -> Tensor:
+        raise RuntimeError("no")
+
+    inner = sg.from_score(broken, VP)
+    for score in (inner, sg.from_score(inner, VP), sg.from_score(sg.from_score(inner, VP), VP)):
+        with pytest.raises(RuntimeError, match="no") as error:
+            score(torch.zeros(1, 2), 0.5)
+        assert len(getattr(error.value, "__notes__", ("",))) == 1
+
+
+# --- what is advised -------------------------------------------------------------------------------------------------
+
+
+def test_warnings_advise_what_the_process_has() -> None:
+    """No pilot, v or flow where there is a matrix."""
+    wrong = sg.from_score(lambda x, t: 1e3 * x, CLD)
+    with pytest.warns(sg.diagnosis.ImplausibleWarning, match="`from_denoiser` or `scores.from_velocity_noise`") as told:
+        drawn(wrong, 2, nfe=8)
+    for text in (str(told[0].message), sg.diagnosis.words_of_misses("heun2", 4, CLD)):
+        assert not re.search("pilot|from_v`|from_flow", text)
+    assert "`pilot`" in sg.diagnosis.words_of_misses("heun2", 4, VP)
+
+    with pytest.warns(sg.diagnosis.ImplausibleWarning, match="`from_v` or `from_flow`"):
+        drawn(sg.from_score(lambda x, t: 1e3 * x, VP), nfe=8)
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+COMMANDS = [
+    ("sample", ["-n", "4", "--solver", "rk45", "--nfe", "5"], "--nfe=5 is too small: the first step of rk45"),
+    ("sample", ["-n", "4", "--batch", "0"], "--batch must be an integer of at least 1, got 0"),
+    ("bench", ["--batch", "0"], "--batch must be an integer of at least 1, got 0"),
+    ("sample", ["-n", "4", "--part", "4/4"], "argument --part: a part is K/N with K from 0 to N - 1, .* got '4/4'"),
+    ("sample", ["-n", "4", "--guidance", "nan"], "--guidance must be finite"),
+    ("sample", ["-n", "4", "--solver", "gddim"], "--solver='gddim' is no name"),
+    ("sample", ["-n", "4", "--steps", "5", "--nfe", "5"], "give --nfe= or --steps=, not both"),
+    ("bench", ["--seeds", "-1"], "got -1"),
+    ("likelihood", ["--data-range", "1", "-1"], r"--data-range must be \(low, high\)"),
+    ("likelihood", ["--repeats", "0"], "--repeats must be an integer of at least 1, got 0"),
+    ("likelihood", ["--eps", "700"], r"--eps must lie in"),
+    ("likelihood", ["--trace", "hutch"], "--trace must be one of 'hutchinson', 'exact', got 'hutch'"),
+]
+
+
+@pytest.mark.parametrize(("command", "options", "words"), COMMANDS, ids=case_id)
+def test_commands_name_options_as_typed_and_leave_nothing(
+    command: str,
+    options: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No folder of a run that was refused, and none of those around it that were made for it."""
+    monkeypatch.chdir(tmp_path)
+    if command == "likelihood":
+        np.save("images.npy", np.zeros((2, 1, 8, 8), dtype=np.uint8))
+        options = ["--data", "images.npy", *options]
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SystemExit):
+        cli.main([command, "--model", "digits", "--quiet", *options, "--out", "made/for/this"])
+    assert re.search(words, capsys.readouterr().err)
+    assert sorted(tmp_path.iterdir()) == before
