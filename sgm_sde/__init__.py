@@ -111,7 +111,6 @@ _LATER = {
 }
 
 _FUNCTIONS_LATER = {"save_grid": "data.pictures"}
-_ELSEWHERE = {"from_velocity": "; did you mean 'from_flow', for a flow's velocity, or 'from_v', for v-prediction?"}
 
 if TYPE_CHECKING:
     from sgm_sde import calibration as calibration
@@ -163,7 +162,11 @@ else:
             for module, value in globals().items()
             if not module.startswith("_") and _is_ours(getattr(value, name, None))
         ]
-        return f"; it is {places[0]}" if places else _ELSEWHERE.get(name) or _did_you_mean(name, __dir__())
+        if places:
+            return f"; it is {places[0]}"
+        if name.startswith("from_vel"):
+            return "; did you mean 'from_flow', for the velocity of a flow, or 'from_v', for v-prediction?"
+        return _did_you_mean(name, __dir__())
 
 
 def __dir__() -> list[str]:

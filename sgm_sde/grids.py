@@ -76,6 +76,21 @@ class Grid(Value):
     def __init__(self, times: Sequence[float] | Tensor) -> None:
         object.__setattr__(self, "times", _distinct("times", times))
 
+    @staticmethod
+    def of(given: Grid | Sequence[float], option: str = "grid") -> Grid:
+        """The grid as it is, or that of times that are given as an option.
+
+        Raises:
+            TypeError, ValueError: as the class does, by the name of the option.
+
+        Examples:
+            >>> Grid.of([1.0, 2.0])
+            Traceback (most recent call last):
+            ...
+            ValueError: grid must strictly decrease, got grid[0] = 1.0 followed by grid[1] = 2.0
+        """
+        return given if isinstance(given, Grid) else Grid(_distinct(option, given))
+
     @property
     def steps(self) -> int:
         """Number of steps."""
@@ -135,18 +150,6 @@ def _distinct(option: str, times: Sequence[float] | Tensor) -> tuple[float, ...]
         elif not same:
             distinct.append(t)
     return tuple(distinct)
-
-
-def grid_of(given: Grid | Sequence[float], option: str = "grid") -> Grid:
-    """A grid as it is, or that of the times which are given as an option.
-
-    Examples:
-        >>> grid_of([1.0, 2.0])
-        Traceback (most recent call last):
-        ...
-        ValueError: grid must strictly decrease, got grid[0] = 1.0 followed by grid[1] = 2.0
-    """
-    return given if isinstance(given, Grid) else Grid(_distinct(option, given))
 
 
 class TokenGrid(Value):
@@ -221,7 +224,7 @@ class TokenGrid(Value):
             tensor([[1.0000, 0.5000, 0.1000, 0.1000],
                     [1.0000, 1.0000, 0.5000, 0.1000]], dtype=torch.float64)
         """
-        times = torch.tensor(grid_of(grid).times, dtype=torch.float64)
+        times = torch.tensor(Grid.of(grid).times, dtype=torch.float64)
         if len(times) < 2:
             raise ValueError(f"a token moves along two times or more, got {times.tolist()}")
 

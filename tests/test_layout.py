@@ -13,7 +13,7 @@ APART = {"clients"}  # programs of other people, in an environment of their own
 PROMISES = {  # at the top of tests/, of no single module
     "adding_a_solver", "budgets", "catalogue", "coupled", "damaged_files", "density", "docs", "docstrings",
     "ends_and_grids", "face", "faults", "fuzz", "identity", "independence", "law", "layout", "loops",
-    "mutation_tool", "orders", "paper_algorithms", "repeats", "values",
+    "mutation_tool", "orders", "paper_algorithms", "refusals", "repeats", "values",
 }  # fmt: skip
 FILES = sorted(path.relative_to(HERE) for path in HERE.rglob("test_*.py") if path.parent.name not in APART)
 

@@ -121,6 +121,22 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
         for name in ("xla", "vulkan", "xx", "hpu", "mtia", "privateuseone", "cuda:x")
     },
     "a spec that is no JSON": (lambda: sg.from_spec("{"), "^the spec of a value is JSON, got '{'"),
+    **{
+        f"{name} of what is no path": (call, "^the path of a file or folder is needed, got 3")
+        for name, call in {
+            "a store": lambda: sg.store.Store(3, {}),  # type: ignore[arg-type]
+            "a run": lambda: sg.distributed.sample("digits", 4, 3, nfe=4, device="cpu"),  # type: ignore[arg-type]
+            "a calibration": lambda: sg.calibration.load_calibration(3),  # type: ignore[attr-defined]
+        }.items()
+    },
+    "merge of one folder": (
+        lambda: sg.distributed.merge("run", "whole"),
+        "^give a list of at least one folder to merge, got 'run'",
+    ),
+    "one label": (
+        lambda: sg.distributed.sample("digits", 4, "run", labels=3),  # type: ignore[arg-type]
+        "^labels must be 'all', a list of classes or None, got 3",
+    ),
     "a program that is no JSON": (lambda: sg.Program.from_json("{"), "^not the JSON of a program"),
 }  # fmt: skip
 
@@ -177,7 +193,7 @@ def test_solvers_are_looked_up_by_what_was_typed() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("from_velocity", "did you mean 'from_flow', for a flow's velocity, or 'from_v'"),
+        ("from_velocity", "did you mean 'from_flow', for the velocity of a flow, or 'from_v'"),
         ("LogSNR", "it is sg.grids.LogSNR"),
         ("FixedGrid", "it is sg.likelihood.FixedGrid"),
         ("sampel", "did you mean 'sample'"),

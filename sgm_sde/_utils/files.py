@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import math
+import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,6 +38,7 @@ def reading(path: Path | str, what: str) -> Iterator[None]:
         OSError: if the file cannot be opened or read, with its name.
         ValueError: for anything else.
     """
+    readable(path)
     try:
         yield
     except OSError as error:
@@ -180,7 +182,9 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def readable(path: Path | str) -> Path:
-    """A file name as a `Path`; ValueError for one that no file can have."""
+    """A file name as a `Path`; TypeError for what is none, ValueError for one that no file can have."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"the path of a file or folder is needed, got {described(path)}")
     if "\0" in str(path):
         raise ValueError(f"no file or folder has a NUL character in its name, got {str(path)!r}")
     return Path(path)

@@ -20,7 +20,7 @@ import math
 import operator
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import FAR, check_integer, described, number, range_of
-from sgm_sde._utils.files import JsonMapping, JsonObject
+from sgm_sde._utils.files import JsonMapping, JsonObject, readable
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.noise import SampleSeeds, resolve_seeds
 from sgm_sde.engine.program import Program
@@ -206,7 +206,7 @@ def sample(
             return tensors, {"nfe": result.nfe, "rows": result.network_evals, "failed": failed}
 
         job = _Job(settings, ("n",), {"program": table}, n, batch, size, work, "sample")
-        return _run(team, Path(folder), job, part, progress)
+        return _run(team, readable(folder), job, part, progress)
 
 
 def _warn_if_unsuited(solver: Solver | AdaptiveSolver, program: Program | None, model: Model, n: int) -> None:
@@ -358,7 +358,7 @@ def likelihood(
             return values, {"nfe": result.nfe, "protocol": result.protocol}
 
         job = _Job(settings, (), None, n, batch, size, work, "likelihood")
-        return _run(team, Path(folder), job, part, progress)
+        return _run(team, readable(folder), job, part, progress)
 
 
 def load(folder: Path | str) -> dict[str, Tensor]:
@@ -403,8 +403,8 @@ def merge(folders: Sequence[Path | str], out: Path | str) -> Report:
         3
     """
     started = time.perf_counter()
-    if not folders:
-        raise ValueError("give at least one folder to merge")
+    if isinstance(folders, str | Path) or not folders:
+        raise ValueError(f"give a list of at least one folder to merge, got {described(folders)}")
     manifests = {Path(folder): read_manifest(folder) for folder in folders}
     first = next(iter(manifests.values()))
 
@@ -719,6 +719,8 @@ def classes_of(model: Model, labels: Sequence[int] | str | None) -> list[int] | 
         return None if model.n_classes is None else list(range(model.n_classes))
     if labels is None:
         return None
+    if not isinstance(labels, Iterable):
+        raise TypeError(f"labels must be 'all', a list of classes or None, got {described(labels)}")
     if model.n_classes is None:
         raise ValueError(f"labels={list(labels)} were given, and the model {model.name!r} has no classes")
     for label in labels:

@@ -508,7 +508,7 @@ def words_of_sizes(samples: Sequence[int], n: int) -> str:
 
 
 def advice(sde: SDE) -> str:
-    """What to try after implausible samples, of what there is on the process."""
+    """Words for how to repair implausible samples, by what there is on the process."""
     steps, scores = "what `pilot` finds, more calls", "`from_noise`, `from_denoiser`, `from_v` or `from_flow`"
     if has_matrix_marginal(sde):
         steps, scores = "more calls", "`from_noise`, `from_denoiser` or `scores.from_velocity_noise`"

@@ -76,7 +76,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What messages call the solver."""
+        """Name of the solver in messages."""
         return f"the default solver ({self.solver.name})" if self.given is None else called(self.solver, self.given)
 
     @property

@@ -106,7 +106,7 @@ class StepArguments:
 
     def _given(self, sde: SDE, times: Grid | Sequence[float], denoise: bool) -> Grid:
         """The grid of the times given."""
-        grid = grids.grid_of(times)
+        grid = Grid.of(times)
         others = {"nfe": self.nfe, "steps": self.steps, "t_start": self.t_start, "t_end": self.t_end}
         for name, value in others.items():
             if value is not None:

@@ -44,7 +44,7 @@ from sgm_sde._utils.inputs import network_inputs
 from sgm_sde._utils.shapes import expand
 from sgm_sde._utils.tree import Arguments, Conditions, Path, each_leaf
 from sgm_sde.engine.times import ROUNDING
-from sgm_sde.grids import Grid, grid_of
+from sgm_sde.grids import Grid
 from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.conditions import PerSample, bare, map_rows, named_in, nullified, resolve
@@ -795,7 +795,7 @@ def cfg_plus_plus(scale: float, sde: LinearSDE, grid: Grid | Sequence[float]) ->
     """
     scale = number("scale", scale, least=0, most=1)
     instance_of("sde", sde, LinearSDE, "a LinearSDE")
-    times = grid_of(grid).times
+    times = Grid.of(grid).times
     levels = [math.exp(-node.lam) for node in sde.nodes(times)]
     values = [scale / (1 - after / before) for before, after in pairwise(levels)] + [scale]
     # Levels of a run are rounded in its precision: boundaries lie half-way between two.

@@ -102,7 +102,18 @@ def test_what_a_pilot_costs() -> None:
         sg.sample(SCORE, VP, (32, 2), solver=solver, nfe=nfe, t_end=t_end, seed=0).x
         for solver, nfe, t_end in ((found[10], 10, None), (sg.trials.REFERENCE, 256, VP.eps))
     )
-    assert float((x - exact).double().square().mean().sqrt() / exact.std()) == pytest.approx(best[1], rel=1e-4)
+    spread = exact.double().var(0).mean().sqrt()
+    assert float((x - exact).double().square().mean().sqrt() / spread) == pytest.approx(best[1], rel=1e-4)
+
+
+def test_errors_are_in_units_of_the_spread_around_the_mean() -> None:
+    """However far from 0, and from one another, the means of the numbers are."""
+    candidates = ["ddim"]
+    near, far = (
+        sg.pilot(sg.oracles.Gaussian(mean, 1.0).score(VP), VP, (32, 2), nfe=10, candidates=candidates, seed=0)
+        for mean in (torch.zeros(2), torch.tensor([30.0, -30.0]))
+    )
+    assert far.errors[0][1] > near.errors[0][1] > 0.01
 
 
 @pytest.mark.parametrize("scale", [0.02, 50.0])
