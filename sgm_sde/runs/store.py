@@ -114,7 +114,7 @@ class Store:
         apart: bool = False,
     ) -> None:
         self._describe(folder, settings, growing, notes)
-        missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        missing = [path for path in (self.folder / LOCK, self.folder, *self.folder.parents) if not path.exists()]
         folder_to_write(self.folder)
         with _in_words(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ class Store:
                 with _in_words(self.folder):
                     self._lock.share()
         except BaseException:
-            self.close()
+            self._close(refused=True)
             raise
 
     @classmethod
@@ -336,13 +336,16 @@ class Store:
 
     def close(self) -> None:
         """Let other runs write to the folder; settings under which nothing was saved are forgotten."""
+        self._close(refused=False)
+
+    def _close(self, *, refused: bool) -> None:
         if self._lock is not None:
             if self._owner:
                 nothing = not any(self.folder.glob(f"*{SUFFIX}"))
                 if nothing:
                     (self.folder / MANIFEST).unlink(missing_ok=True)
                 self._lock.forget()
-                if nothing and self._made:
+                if nothing or refused:
                     self._remove()
             self._lock.release()
             self._lock = None
@@ -351,11 +354,10 @@ class Store:
     _made: tuple[Path, ...] = ()
 
     def _remove(self) -> None:
-        """Remove the folders that were made for this run, as far as they hold nothing else."""
+        """Remove lock and folders that were made for this run, as far as these hold nothing else."""
         with contextlib.suppress(OSError):
-            (self.folder / LOCK).unlink()
             for path in self._made:
-                path.rmdir()
+                path.unlink() if path.name == LOCK else path.rmdir()
 
     def __enter__(self) -> Store:
         return self

@@ -204,6 +204,18 @@ def test_settings_are_json(tmp_path: Path, bad: dict[str, object]) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_what_is_refused_or_saves_nothing_leaves_nothing(tmp_path: Path) -> None:
+    """Neither lock nor folders; what was there before stays."""
+    with Store(tmp_path / "a" / "b", SETTINGS):
+        pass
+    assert not list(tmp_path.iterdir())
+
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"mine\.txt"):
+        Store(tmp_path, SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
 @pytest.mark.parametrize("name", ["file", "file/run"])
 def test_a_folder_that_cannot_be_made(tmp_path: Path, name: str) -> None:
     """A file in the way is named."""
