@@ -26,6 +26,7 @@ from sgm_sde.processes.base import CheckError as CheckError
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.schemes import Solver, resolve
+from sgm_sde.schemes.base import called
 from sgm_sde.scores.check import ScoreCheck as ScoreCheck
 from sgm_sde.scores.check import ScoreCheckWarning as ScoreCheckWarning
 from sgm_sde.scores.check import check_score as check_score
@@ -712,7 +713,7 @@ def measure_weak_order_on_mixture(
     solver = resolve(solver).strict()
     rule = rule or LogSNR()
     if not solver.stochastic:
-        raise ValueError(f"{solver.name} adds no noise: measure_order measures it")
+        raise ValueError(f"{called(solver)} adds no noise: measure_order measures it")
     data = _one_dimensional(oracle)
     log2_points = check_integer("log2_points", log2_points, 0)
     if scrambles < 2:

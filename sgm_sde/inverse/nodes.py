@@ -23,7 +23,7 @@ from sgm_sde.inverse.linalg import Linearised
 from sgm_sde.inverse.operators import Measurement
 from sgm_sde.inverse.posterior_scores import require_measurement
 from sgm_sde.processes.base import SDE, has_scalar_marginal
-from sgm_sde.schemes.base import Solver, WrappedSolver, resolve
+from sgm_sde.schemes.base import Solver, WrappedSolver, called, resolve
 from sgm_sde.schemes.euler import SONG, forward_kernel
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score
@@ -151,7 +151,7 @@ class Replacement(AtNodes):
         """Raise ValueError for a multistep program with fresh noise."""
         if self.noise == "fresh" and _looks_back(program):
             raise ValueError(
-                f"{self.solver.name} builds on earlier steps, whose states had other noise in them: "
+                f"{called(self.solver)} builds on earlier steps, whose states had other noise in them: "
                 f"take a single-step solver, or Replacement(..., noise='fixed')"
             )
 
@@ -373,7 +373,7 @@ class DPS(AtNodes):
         """Raise ValueError for a program of more than one evaluation a step."""
         if _looks_back(program) or not all(stage.node for stage in program.stages):
             raise ValueError(
-                f"the step size of DPS goes with one evaluation a step; {self.solver.name} has more, or builds on "
+                f"the step size of DPS goes with one evaluation a step; {called(self.solver)} has more, or builds on "
                 f"earlier ones: take Ancestral() or DDIM(), or a score such as MMPS or PiGDM with any solver"
             )
 

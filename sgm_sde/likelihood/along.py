@@ -26,7 +26,6 @@ from sgm_sde.likelihood.trace import TraceScore
 from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.schemes import AdaptiveSolver, PredictorCorrector, Solver
-from sgm_sde.schemes.base import called
 from sgm_sde.scores.score import Score
 
 MOST_ERROR = 1.0  # nats/dim; beyond, the density of a sample is not known
@@ -81,10 +80,15 @@ def solver_arguments(
 
 
 def require_flow(
-    sde: SDE, solver: Solver | AdaptiveSolver, program: Program | None, times: tuple[float, ...], by_rule: bool
+    sde: SDE,
+    solver: Solver | AdaptiveSolver,
+    name: str,
+    program: Program | None,
+    times: tuple[float, ...],
+    by_rule: bool,
 ) -> None:
     """Raise unless a run is one along the probability flow on a grid, from its prior or, `by_rule`, from where the rule
-    of its grid begins.
+    of its grid begins; its solver is known by a name.
 
     Raises:
         ValueError: for stochastic and adaptive solvers, correctors, another start than T, and few steps.
@@ -93,17 +97,17 @@ def require_flow(
     if not has_scalar_marginal(sde):
         raise TypeError(f"log_prob=True needs a LinearSDE, got {described(sde)}")
     if program is None:
-        raise ValueError(f"log_prob=True needs a solver on a grid, and {solver.name} finds its own steps")
+        raise ValueError(f"log_prob=True needs a solver on a grid, and {name} finds its own steps")
     asked = [stage.evaluate for stage in program.stages if stage.node]
     if program.stochastic or not all(asked[:-1]) or isinstance(solver, PredictorCorrector):
         raise ValueError(
             f"log_prob=True needs a deterministic solver of the probability flow, such as 'dpm++3m' or 'heun', "
-            f"and {solver!r} is none: its samples have no density along the way"
+            f"and {name} is none: its samples have no density along the way"
         )
     if times[0] != sde.T and not by_rule:
         raise ValueError(f"log_prob=True starts from the prior at T = {sde.T:g}, got a grid from t = {times[0]:g}")
     if len(times) <= LEAST_STEPS:
-        raise ValueError(f"log_prob=True needs at least {LEAST_STEPS} steps, got {len(times) - 1} of {called(solver)}")
+        raise ValueError(f"log_prob=True needs at least {LEAST_STEPS} steps, got {len(times) - 1} of {name}")
 
 
 def require_states_of_flow(solver: object) -> None:

@@ -246,7 +246,7 @@ def _with_log_prob(
     """The result of a run along the flow, with the samples' log-density, and what to warn of."""
     if job.size == 0:
         raise ValueError("log_prob= needs at least one sample, and x_T holds none")
-    along.require_flow(job.sde, job.solver, job.program, job.grid.times, by_rule)
+    along.require_flow(job.sde, job.solver, job.name, job.program, job.grid.times, by_rule)
     sde = job.sde
     assert job.program is not None and has_scalar_marginal(sde)
     with torch.set_grad_enabled(enable_grad):

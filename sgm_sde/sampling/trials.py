@@ -32,6 +32,7 @@ from sgm_sde.sampling.planning import plan
 from sgm_sde.sampling.sampler import sample
 from sgm_sde.sampling.statuses import NonFiniteWarning
 from sgm_sde.schemes import Solver
+from sgm_sde.schemes.base import called
 from sgm_sde.scores.conditions import AmbiguousArgument, map_rows, resolve
 from sgm_sde.scores.score import Score, as_score
 
@@ -365,7 +366,7 @@ def _candidates(candidates: Sequence[Setting | str]) -> list[Setting]:
         raise ValueError("a pilot needs at least one candidate, got none")
     for setting in tried:
         if setting.solver.stochastic:
-            raise ValueError(f"a pilot compares deterministic solvers, got {setting.solver.name}, which adds noise")
+            raise ValueError(f"a pilot compares deterministic solvers, got {called(setting.solver)}, which adds noise")
     return list(dict.fromkeys(tried))
 
 

@@ -134,7 +134,7 @@ def test_gradients_pass_through_samples_and_density() -> None:
 @pytest.mark.parametrize(
     ("options", "shown"),
     [
-        ({"solver": "euler-maruyama"}, "needs a deterministic solver .* and EulerMaruyama.* is none"),
+        ({"solver": "euler-maruyama"}, "needs a deterministic solver .* and euler-maruyama is none"),
         ({"solver": "pc"}, "needs a deterministic solver"),
         ({"solver": "dopri5"}, "dopri5 finds its own steps"),
         ({"final": "denoise"}, "ends with the flow, final='none', got final='denoise'"),
