@@ -450,7 +450,7 @@ def called(solver: Solver | AdaptiveSolver, given: object = None) -> str:
     same = [name for name, make in REGISTRY.items() if make() == solver]
     if solver.name in same:
         return solver.name
-    return described(solver) if given is solver else next(iter(same), solver.name)
+    return described(solver) if given == solver else next(iter(same), solver.name)
 
 
 @lru_cache(maxsize=256)
