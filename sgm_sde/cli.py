@@ -363,8 +363,10 @@ def _bench(args: argparse.Namespace) -> int:
     model = load_model(args.model)
     features = args.features
     if args.features_weights is not None or args.features_sha256 is not None:
+        if features is None:
+            raise ValueError("--features-weights and --features-sha256 are of --features inception: give it besides")
         file = {"weights": args.features_weights, "sha256": args.features_sha256}
-        features = load_extractor(features or "", model.shape, device=_device(args), **file)
+        features = load_extractor(features, model.shape, device=_device(args), **file)
 
     solvers = on_grids(args.solvers or SOLVERS, args.grids)
     options = RunOptions(args.batch, args.device, args.threads, args.keep_samples, not args.quiet)

@@ -246,6 +246,8 @@ COMMANDS = [
     ("sample", ["-n", "4", "--steps", "5", "--nfe", "5"], "give --nfe= or --steps=, not both"),
     ("bench", ["--seeds", "-1"], "got -1"),
     ("likelihood", ["--data-range", "1", "-1"], r"--data-range must be \(low, high\)"),
+    ("demo", ["--seed", "-1"], r"seed must lie in \[0, 2\*\*64\), got -1"),
+    ("bench", ["--features-weights", "x.pt"], "are of --features inception"),
     ("likelihood", ["--repeats", "0"], "--repeats must be an integer of at least 1, got 0"),
     ("likelihood", ["--eps", "700"], r"--eps must lie in"),
     ("likelihood", ["--trace", "hutch"], "--trace must be one of 'hutchinson', 'exact', got 'hutch'"),

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sgm_sde import __version__
 from sgm_sde._utils.files import JsonObject
+from sgm_sde.engine.noise import one_seed
 from sgm_sde.evaluation.metrics.features import Extractor, load_extractor, to_uint8
 from sgm_sde.evaluation.metrics.frechet import FrechetResult, frechet_distance
 from sgm_sde.likelihood import BitsPerDimResult, bits_per_dim
@@ -75,6 +76,7 @@ def run(out: Path, *, n: int = 1000, seed: int = 0, progress: bool = True) -> st
     """
     if n < 100:
         raise ValueError(f"a Frechet distance needs at least 100 samples, got n={n}")
+    one_seed(seed)
     _require_matplotlib()
     from tqdm.auto import tqdm
 
@@ -167,6 +169,7 @@ def run_fashion(out: Path, *, n: int = 64, seed: int = 0, nfe: int = 20) -> str:
     """
     if n < 8 or n % 8:
         raise ValueError(f"the grid has eight rows: n must be a multiple of 8, got n={n}")
+    one_seed(seed)
     _require_matplotlib()
     out.mkdir(parents=True, exist_ok=True)
 
