@@ -448,7 +448,7 @@ def called(solver: Solver | AdaptiveSolver, given: object = None) -> str:
     if isinstance(given, str):
         return given
     same = [name for name, make in REGISTRY.items() if make() == solver]
-    if solver.name in same:
+    if solver.name in same or isinstance(solver, AdaptiveSolver):  # whose options change how far it errs alone
         return solver.name
     return described(solver) if given == solver else next(iter(same), solver.name)
 

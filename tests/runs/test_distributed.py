@@ -753,7 +753,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "a result of another kind": (["bench", "--beside", "LIST"], "LIST holds no result .* have another form"),
     "a result without a format": (["bench", "--beside", "OBJECT"], "OBJECT holds no result .* it has no 'format'"),
     "edges that are no numbers": (
-        ["likelihood", "--data", "IMAGES.npy", "--data-range", "nan", "1"], "data_range must be .* got .nan, 1.0."
+        ["likelihood", "--data", "IMAGES.npy", "--data-range", "nan", "1"], "--data-range must be .* got .nan, 1.0."
     ),
 }  # fmt: skip
 
