@@ -114,13 +114,13 @@ class Store:
         apart: bool = False,
     ) -> None:
         self._describe(folder, settings, growing, notes)
-        missing = [path for path in (self.folder / LOCK, self.folder, *self.folder.parents) if not path.exists()]
+        missing = _missing(self.folder)
         folder_to_write(self.folder)
         with _in_words(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.folder, shared=apart)
         self._owner = not apart
-        self._made = () if shared or apart else tuple(missing)
+        self._made = () if shared or apart else missing
         try:
             self._open()
             if shared:
@@ -518,6 +518,11 @@ class _in_words:
                 f"cannot write {self.path}: {(error.strerror or str(error)).lower()}; what was complete before stays, "
                 f"and the same command goes on from there"
             ) from None
+
+
+def _missing(folder: Path) -> tuple[Path, ...]:
+    """The lock of a folder, the folder, and those around it, as far as they are not there."""
+    return tuple(path for path in (folder / LOCK, folder, *folder.parents) if not path.exists())
 
 
 def _locked(folder: Path, *, shared: bool) -> Lock:

@@ -215,9 +215,7 @@ class Score(Value, ReachesNetwork):
         try:
             out = self.net(*inputs, **kwargs)
         except Exception as error:
-            told = any(CALLED in note for note in getattr(error, "__notes__", ()))  # by a score inside
-            if sys.version_info >= (3, 11) and not told:
-                error.add_note(_call_in_words(*inputs, kwargs))
+            _tell_call(error, *inputs, kwargs)
             raise
 
         if not isinstance(out, Tensor):
@@ -306,6 +304,13 @@ def _halves(output: Tensor, x: Tensor) -> str:
         ": of twice the channels, as with a learned variance, give the first half, "
         "lambda x, t: net(x, t).chunk(2, dim=1)[0], or for a model of diffusers take from_diffusers"
     )
+
+
+def _tell_call(error: Exception, x: Tensor, label: Tensor, kwargs: Mapping[str, object]) -> None:
+    """Add the call in which a network raised to its error, unless a score inside of this one has."""
+    told = any(CALLED in note for note in getattr(error, "__notes__", ()))
+    if sys.version_info >= (3, 11) and not told:
+        error.add_note(_call_in_words(x, label, kwargs))
 
 
 def _call_in_words(x: Tensor, label: Tensor, kwargs: Mapping[str, object]) -> str:

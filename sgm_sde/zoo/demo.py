@@ -269,7 +269,7 @@ def _table(rows: list[JsonObject], floor: FrechetResult, n: int, n_held_out: int
 
     for name in dict.fromkeys(row["sampler"] for row in rows):
         own = [row for row in rows if row["sampler"] == name]
-        cells = [f"{row['distance']:.2f}" + (f" ({row['nfe']})" if row["nfe"] < row["budget"] else "") for row in own]
+        cells = map(_cell, own)
         agreement = 100 * own[-1]["agreement"]
         lines.append(f"| {name} | {' | '.join(cells)} | {agreement:.1f} % |")
 
@@ -280,6 +280,12 @@ def _table(rows: list[JsonObject], floor: FrechetResult, n: int, n_held_out: int
         f"Sampling took {seconds:.1f} s.",
     ]
     return "\n".join(lines)
+
+
+def _cell(row: JsonObject) -> str:
+    """The distance of a run, and its network calls if they are less than the budget."""
+    calls = f" ({row['nfe']})" if row["nfe"] < row["budget"] else ""
+    return f"{row['distance']:.2f}{calls}"
 
 
 def _require_matplotlib() -> None:
