@@ -382,7 +382,6 @@ class _Search:
         for count in screened:
             self.screened.append(range(end, end + count))
             end += count
-        self.further = self.screened[1]  # where the noises are that are held out without exact samples
         self.store: Store | None = None  # where finished parts of a budget are kept
         self.seconds_before = 0.0  # of the parts of a budget that an earlier call had finished
         self.tell: Callable[[str], object] = lambda words: None  # what is done now
@@ -428,18 +427,19 @@ class _Search:
 
         self.tell("the hardest of further noises")
         wanted = max(least, -(-len(noises) // HARD))
-        if wanted < len(screened):
-            units = flow.units_of(exact.end)
-            at_random, further = (self._hardness(those, units) for those in (noises, screened))
-            chosen, as_hard = hardest(at_random, further, wanted)
-        else:
-            chosen = torch.arange(len(screened))
-            as_hard = torch.ones(len(noises), dtype=torch.bool)
-        places = chosen + screened.start
-        those = flow.trajectories(places, calls, keep)
-        known = those.finite
+        places, as_hard = self._hardest(noises, screened, wanted, flow.units_of(exact.end))
+        further = flow.trajectories(places, calls, keep)
+        known = further.finite
         strata = Strata.even(noises, len(screened)).extended(places[known.cpu()], as_hard)
-        return exact.joined(those[known]), strata
+        return exact.joined(further[known]), strata
+
+    def _hardest(self, noises: range, screened: range, wanted: int, units: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The hardest of those screened, and which of those at random are as hard; all, if so many are wanted."""
+        if wanted >= len(screened):
+            return torch.arange(screened.start, screened.stop), torch.ones(len(noises), dtype=torch.bool)
+        at_random, further = (self._hardness(those, units) for those in (noises, screened))
+        chosen, as_hard = hardest(at_random, further, wanted)
+        return screened.start + chosen, as_hard
 
     def _hardness(self, noises: range, units: Tensor | None) -> Tensor:
         """The distances of the ends by a few calls from those by twice as many (n,), in units of their own."""
@@ -456,10 +456,9 @@ class _Search:
         further = torch.tensor(self.screened[1], dtype=torch.long)
         further = further[~torch.isin(further, exact.of_held.numbers)]
         self.flow = self.flow.arranged(torch.cat([exact.of_fit.numbers, exact.of_held.numbers, further]))
-        n, h = len(exact.of_fit), len(exact.of_held)
+        n = len(exact.of_fit)
         self.noises = range(n)
-        self.held = range(n, n + h)
-        self.further = range(n + h, n + h + len(further))
+        self.held = range(n, n + len(exact.of_held))
 
         units = self.flow.units_of(exact.at_random.end)
         if units is None:
@@ -544,7 +543,7 @@ class _Search:
         """A test of a fit: that its samples from all held-out noises stay in the range of the exact ones, or of those
         off the shelf.
         """
-        samples = range(self.held.start, self.further.stop)
+        samples = range(self.held.start, len(self.flow.seeds))  # also those without exact samples
         center = exact.at_random.end.mean(0)
         limit = OUTSIDE * _reach([exact.fit.end, exact.held, self._run(shelf.setting, samples, n)], center)
 

@@ -418,7 +418,7 @@ def test_held_out_noises_are_as_many_as_their_exact_samples_are_cheap(calls: int
     exact = found.exact()
     found.arrange(exact)
     assert len(exact.of_held) == len(exact.held) == held + known
-    assert len(found.further) == screened - known
+    assert len(found.flow.seeds) - found.held.stop == screened - known
     numbers = found.flow.numbers[n:].tolist()  # of those held out: each once
     assert sorted(numbers) == list(range(n, n + held + screened))
 
