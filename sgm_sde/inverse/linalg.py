@@ -78,13 +78,13 @@ def conjugate_gradient(apply: Products, b: Tensor, iterations: int) -> Tensor:
     solution = torch.zeros(())
     for _ in range(iterations):
         Mp, Lp = apply(p)
-        a = _ratio(torch.where(square > negligible, square, 0), dot(p, Mp), b)
+        a = ratio(torch.where(square > negligible, square, 0), dot(p, Mp), b)
         solution = solution + a * Lp
         r = r - a * Mp
 
         before = square
         square = dot(r, r)
-        p = r + _ratio(square, before, b) * p
+        p = r + ratio(square, before, b) * p
     return solution
 
 
@@ -115,7 +115,7 @@ def conjugate_residual(apply: Products, b: Tensor, iterations: int) -> Tensor:
         directions.append((Mp, Lp))
 
         moves = dot(r, r) > negligible
-        a = _ratio(torch.where(moves, dot(r, Mp), 0), dot(Mp, Mp), b)
+        a = ratio(torch.where(moves, dot(r, Mp), 0), dot(Mp, Mp), b)
         solution = solution + a * Lp
         r = r - a * Mp
     return solution
@@ -124,13 +124,13 @@ def conjugate_residual(apply: Products, b: Tensor, iterations: int) -> Tensor:
 def _orthogonal(Mp: Tensor, Lp: Tensor, directions: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """The products of the direction p made orthogonal to others, in the sense that M p is to theirs."""
     for Mq, Lq in directions:
-        along = _ratio(dot(Mp, Mq), dot(Mq, Mq), Mp)
+        along = ratio(dot(Mp, Mq), dot(Mq, Mq), Mp)
         Mp = Mp - along * Mq
         Lp = Lp - along * Lq
     return Mp, Lp
 
 
-def _ratio(a: Tensor, c: Tensor, like: Tensor) -> Tensor:
+def ratio(a: Tensor, c: Tensor, like: Tensor) -> Tensor:
     """a / c, per sample, to multiply `like`; 0 where c is not positive."""
     positive = c > 0
     ratio = torch.where(positive, a / torch.where(positive, c, 1), 0)

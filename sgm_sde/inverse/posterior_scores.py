@@ -20,9 +20,9 @@ from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode, require_gradient
 from sgm_sde._utils.checks import FAR, check_integer, described, number, one_of
-from sgm_sde._utils.shapes import expand
+from sgm_sde._utils.shapes import dot, expand
 from sgm_sde._utils.tree import Path
-from sgm_sde.inverse.linalg import HINT, Linearised, conjugate_gradient, conjugate_residual
+from sgm_sde.inverse.linalg import HINT, Linearised, Products, conjugate_gradient, conjugate_residual, ratio
 from sgm_sde.inverse.operators import Measurement
 from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.scores.conditions import ROWS, bare
@@ -145,6 +145,15 @@ class PosteriorScore(Score, ABC):
 
         return self.posterior_mean(denoiser, x, alpha, sigma)
 
+    def _covariances(self, D: Linearised, alpha: Tensor, sigma: Tensor) -> Products:
+        """Products of the measurement's covariance with itself and with the data, V by the denoiser's Jacobian."""
+
+        def covariances(p: Tensor) -> tuple[Tensor, Tensor]:
+            VAp = sigma**2 / alpha * D.vjp(self.operator.adjoint(p))
+            return self.operator.apply(VAp) + self.measurement.std**2 * p, VAp
+
+        return covariances
+
     @abstractmethod
     def posterior_mean(self, denoiser: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """E[x_0 | x_t = x, y] for x (B, *) and coefficients that multiply it."""
@@ -197,12 +206,16 @@ class DiffPIR(PosteriorScore):
 class PiGDM(PosteriorScore):
     r"""Pseudoinverse-guided diffusion: the likelihood of the measurement under an isotropic guess at the data.
 
-    $$ D + \frac{\sigma^2}{\alpha} \left(\frac{\partial D}{\partial x}\right)^T A^T (r^2 A A^T + \sigma_y^2 I)^{-1}
-       (y - A D), \qquad r^2 = \frac{\sigma^2 s^2}{\sigma^2 + \alpha^2 s^2} $$
+    $$ D + a\, V A^T p, \qquad p = (r^2 A A^T + \sigma_y^2 I)^{-1} (y - A D), \qquad
+       V = \frac{\sigma^2}{\alpha} \left(\frac{\partial D}{\partial x}\right)^T, \qquad
+       r^2 = \frac{\sigma^2 s^2}{\sigma^2 + \alpha^2 s^2} $$
 
-    with $s$ the standard deviation of the data: exact for independent data of that deviation. The paper's algorithm
-    takes it with weights of its own on the steps of DDIM; this is the score that they come from. One network call and
-    one vector-Jacobian product.
+    with $s$ the standard deviation of the data: exact for independent data of that deviation. The score of the
+    published likelihood has $a = 1$. Here $a \le 1$ is the length, of each sample, that brings
+    $a\,(A V A^T + \sigma_y^2 I)\,p$ nearest to the residual $y - AD$, and 0 if none does: where V is larger than the
+    guess $r^2$ the whole step misses the measurement on the other side. Near pure noise $\sigma^2/\alpha$ multiplies the
+    error of a network's Jacobian without bound; the paper's algorithm has weights of its own on the steps of DDIM,
+    $\alpha r^2$ for the gradient, which fade there. One network call and one vector-Jacobian product.
 
     Args:
         score: a `Score` on a linear process.
@@ -236,8 +249,12 @@ class PiGDM(PosteriorScore):
         D = Linearised(denoiser, x)
         r2 = (sigma * self.data_std) ** 2 / (sigma**2 + (alpha * self.data_std) ** 2)
         shift = self.measurement.std**2 / r2
-        solved = self.operator.solve(self.measurement.residual(D.value), shift) / r2
-        return D.value + sigma**2 / alpha * D.vjp(self.operator.adjoint(solved))
+        residual = self.measurement.residual(D.value)
+        p = self.operator.solve(residual, shift) / r2
+
+        Mp, VAp = self._covariances(D, alpha, sigma)(p)
+        a = ratio(dot(residual, Mp), dot(Mp, Mp), x).clamp(0, 1)
+        return D.value + a * VAp
 
 
 class MMPS(PosteriorScore):
@@ -286,13 +303,6 @@ class MMPS(PosteriorScore):
     def posterior_mean(self, denoiser: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The denoised data, and the gain of the measurement."""
         D = Linearised(denoiser, x)
-        std = self.measurement.std
-
-        def covariances(p: Tensor) -> tuple[Tensor, Tensor]:
-            """Covariances of the measurement with itself and with the data, times p."""
-            VAp = sigma**2 / alpha * D.vjp(self.operator.adjoint(p))
-            return self.operator.apply(VAp) + std**2 * p, VAp
-
         solve = conjugate_residual if self.linear_solver == "gcr" else conjugate_gradient
-        gain = solve(covariances, self.measurement.residual(D.value), self.iterations)
+        gain = solve(self._covariances(D, alpha, sigma), self.measurement.residual(D.value), self.iterations)
         return D.value + gain

@@ -65,8 +65,12 @@ def formula(name: str, D: Tensor, J: Tensor, m: inverse.Measurement, alpha: Tens
         "pigdm": (with_jacobian, r2 * eye),
         "diffpir": (sigma**2 / (2 * alpha**2) * eye,) * 2,
     }[name]
-    gram = A @ inner @ A.T + m.std**2 * torch.eye(len(A), dtype=F64)
-    return D + outer @ A.T @ torch.linalg.solve(gram, m.y - A @ D)
+    noise = m.std**2 * torch.eye(len(A), dtype=F64)
+    residual = m.y - A @ D
+    p = torch.linalg.solve(A @ inner @ A.T + noise, residual)
+    undone = (A @ outer @ A.T + noise) @ p  # the residual itself, unless inner and outer guess differ
+    length = min(float(residual @ undone / (undone @ undone)), 1.0) if name == "pigdm" else 1.0
+    return D + length * outer @ A.T @ p
 
 
 @pytest.mark.parametrize("operator", ["mix of features", "map"])
@@ -95,6 +99,32 @@ def test_pigdm_is_exact_on_independent_data(operator: str) -> None:
     x, t = normal(3, *shape, seed=3), torch.tensor([0.1, 0.4, 0.9], dtype=F64)
     exact = inverse.posterior(data, m).score(VP)
     torch.testing.assert_close(inverse.PiGDM(data.score(VP), m, data_std=0.8)(x, t), exact(x, t))
+
+
+@pytest.mark.parametrize("solver", [None, "ddim", "dpm++2m", "ancestral"])
+@pytest.mark.parametrize("process", ["sub-vp", "vp", "cosine", "ve", "edm", "flow", "ddpm"])
+@pytest.mark.parametrize("method", ["pigdm", "mmps"])
+def test_one_product_on_networks_that_are_wrong_near_pure_noise(method: str, process: str, solver: str | None) -> None:
+    r"""Noise that errs by one percent: $\sigma^2/\alpha^2$ times its Jacobian's error must not go into the samples."""
+    sde = LINEAR[process]
+    d = 64
+    data = sg.oracles.Gaussian(torch.zeros(d), 0.5**2)
+    exact = data.score(sde)
+    turned = torch.linalg.qr(normal(d, d)).Q.float()
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        scale = (sde.alpha(t).square() / 4 + sde.sigma(t).square()).sqrt()[:, None].to(x)
+        return exact.predict("noise", x, t) + 0.01 * torch.sin(x / scale @ turned)
+
+    mask = inverse.Mask(torch.arange(d) % 2 == 0)
+    truth = data.sample(16, seed=3)
+    seen = inverse.Measurement.simulate(mask, truth, 0.05, seed=0)
+    prior = sg.from_noise(net, sde)
+    score = inverse.PiGDM(prior, seen, data_std=0.5) if method == "pigdm" else inverse.MMPS(prior, seen, 1)
+    plain, x = (sg.sample(each, sde, (16, d), solver=solver, nfe=30, seed=0).x for each in (prior, score))
+    misfit = float(seen.residual(x)[:, ::2].square().mean().sqrt())
+    assert misfit < 1.5 * seen.std
+    assert float(x.std()) < 1.3 * float(plain.std())
 
 
 def test_diffpir_minimises_its_objective() -> None:
@@ -148,8 +178,7 @@ def test_biases_on_gaussian_data() -> None:
         if name[:4] == "mmps":
             torch.testing.assert_close(mean, own_mean, rtol=1e-10, atol=1e-12)
             torch.testing.assert_close(cov, own_cov, rtol=1e-10, atol=1e-12)
-    assert errors["mmps"] < 1e-4  # the solver's
-    assert 0.01 < errors["pigdm"] < errors["diffpir"]
+    assert errors["mmps"] < 1e-4 < errors["pigdm"] < errors["diffpir"]  # MMPS' is the solver's
 
 
 def test_likelihood_of_a_posterior_score() -> None:
@@ -178,7 +207,7 @@ def test_mode_weights(y: float, std: float) -> None:
         off[name] = float((exact.responsibilities(x)[:, 0].mean() - weight) / math.sqrt(weight * (1 - weight) / n))
     assert abs(off["exact"]) < 4  # standard errors
     if std == 2.0:
-        assert abs(off["mmps"]) < 4 < abs(off["pigdm"])
+        assert max(abs(off["mmps"]), abs(off["pigdm"])) < 4
     else:
         assert off["mmps"] > 50
 
