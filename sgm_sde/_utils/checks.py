@@ -7,15 +7,19 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from numbers import Real
 from types import UnionType
-from typing import TypeGuard
+from typing import ParamSpec, TypeGuard, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sgm_sde._utils.shapes import finite
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 LARGEST = 2.0**53  # integer, up to which floats know them all
 SHORT_TABLE = 8  # names, which an error lists where none is similar to the one given
@@ -55,6 +59,26 @@ def known_arguments(function: str, given: Iterable[str], known: Iterable[str]) -
     for name in given:
         if name not in known:
             raise TypeError(f"{function}() got an unexpected argument {name!r}{did_you_mean(name, known)}")
+
+
+def named_elsewhere(instead: Mapping[str, str]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A function that refuses arguments it does not have, and says what to give instead of those known elsewhere."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        name = function.__name__
+        known = inspect.signature(function).parameters
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            for option in kwargs:
+                if option not in known and option in instead:
+                    raise TypeError(f"{name}() has no argument {option!r}: give {instead[option]}")
+            known_arguments(name, kwargs, known)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
 
 
 def keywords(*functions: Callable[..., object]) -> list[str]:

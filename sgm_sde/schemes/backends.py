@@ -76,6 +76,8 @@ class Backend(AdaptiveSolver):
         known = {**self.adaptive, **self.fixed}
         if not isinstance(self.method, str):
             raise TypeError(f"method must be a name, got {described(self.method)}")
+        spelled = {name.lower(): name for name in known}
+        settle(self, method=spelled.get(self.method.lower(), self.method))
         if self.method not in known:
             raise unknown(f"method of {self.library}", self.method, known)
 

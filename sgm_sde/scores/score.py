@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypedDict
@@ -310,14 +311,23 @@ def _tell_call(error: Exception, x: Tensor, label: Tensor, kwargs: Mapping[str, 
     """Add the call in which a network raised to its error, unless a score inside of this one has."""
     told = any(CALLED in note for note in getattr(error, "__notes__", ()))
     if sys.version_info >= (3, 11) and not told:
-        error.add_note(_call_in_words(x, label, kwargs))
+        error.add_note(_call_in_words(error, x, label, kwargs))
 
 
-def _call_in_words(x: Tensor, label: Tensor, kwargs: Mapping[str, object]) -> str:
-    """Description of the call in which a network raised, and of where its time label is chosen."""
+def _call_in_words(error: Exception, x: Tensor, label: Tensor, kwargs: Mapping[str, object]) -> str:
+    """Description of the call in which a network raised, and of what may be wrong with it."""
     given = ", ".join([f"x {_kind(x)}", f"time label {_kind(label)}", *(f"{k} {_kind(v)}" for k, v in kwargs.items())])
-    where = "`time_label=` says what it gets as time: indices of a table by sgm_sde.time_labels.ddpm(n, integer=True)"
-    return f"{CALLED} with {given}; {where}"
+    hints = ["`time_label=` says what it gets as time: indices of a table by sgm_sde.time_labels.ddpm(n, integer=True)"]
+
+    said = str(error)
+    if isinstance(error, TypeError) and re.search("positional arg|keyword-only|multiple values", said):
+        hints.append("a network of another form goes in a function: lambda x, t: net(t, x), lambda x, t: net(x, sigma=t)")
+    if re.search("dtype|scalar type|bias type|weight type", said):
+        hints.append("dtype= of from_noise and its siblings casts x to the dtype of the network's weights")
+    plain = [name for name, value in kwargs.items() if isinstance(value, int | float | list | tuple)]
+    if plain:
+        hints.append(f"numbers and lists in model_kwargs are passed on as they are, here {', '.join(plain)}: give tensors")
+    return f"{CALLED} with {given}, state and time by position; {'; '.join(hints)}"
 
 
 def _kind(value: object) -> str:

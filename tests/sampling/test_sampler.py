@@ -1393,3 +1393,24 @@ def test_a_fitted_solver_is_refused_on_times_of_tokens_in_a_line() -> None:
     for solver in (table, sg.Setting(table)):
         with pytest.raises(ValueError, match=r"^calibrated2 was fitted to noise levels of its own, .{1,40}$"):
             sg.sample(SCORE, VP, (2, 2), solver=solver, grid=grid)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"device": "cpu"}, r"sample\(\) has no argument 'device': give execution=Execution\(device=\.\.\.\)"),
+        ({"progress": True}, r"record=Record\(progress=\.\.\.\)"),
+        ({"num_steps": 18}, "nfe=, the number of network calls, or steps="),
+        ({"n_steps": 18}, "nfe=, the number of network calls, or steps="),
+        ({"batch": 4}, "shape=, with the number of samples first"),
+        ({"latents": 0}, "x_T="),
+        ({"y": 3}, "model_kwargs="),
+        ({"stepz": 18}, r"unexpected argument 'stepz'; did you mean 'steps'"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_an_argument_of_another_name_is_told(given: dict[str, Any], said: str) -> None:
+    """Options that other libraries have, and those that belong in an object."""
+    sde = sg.VPSDE()
+    with pytest.raises(TypeError, match=said):
+        sg.sample(sg.from_noise(lambda x, t: x, sde), sde, (4, 2), **given)

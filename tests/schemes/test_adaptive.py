@@ -832,7 +832,7 @@ def test_the_sde_solver_by_hand(solver: sg.schemes.GGF) -> None:
 
 def test_names_of_what_adapts() -> None:
     """Names, libraries with their methods, and what is refused."""
-    assert resolve_any("scipy:RK45") == sg.schemes.SciPy("RK45")
+    assert resolve_any("scipy:RK45") == resolve_any("scipy:rk45") == sg.schemes.SciPy("RK45")
     assert resolve_any(sg.schemes.GGF()) == sg.schemes.GGF()
     assert resolve_any("ddim") == resolve_any(sg.DDIM()) == sg.DDIM()
     with pytest.raises(ValueError, match="unknown library 'jax' in 'jax:a:b'; known: torchdiffeq, torchsde, scipy"):

@@ -481,3 +481,36 @@ def test_what_a_network_raises_stays_and_says_with_what_it_was_called() -> None:
     (note,) = error.value.__notes__
     assert "x (3, 2) of float32, time label (3,) of float32, y (3,) of int64" in note
     assert "time_labels.ddpm(n, integer=True)" in note
+
+
+class Sized(nn.Module):
+    """A network of weights in another dtype, behind a function that does not show it."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2, dtype=dtype)
+        self.classes = nn.Embedding(4, 2)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.linear(x) if y is None else x + self.classes(y)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+@pytest.mark.parametrize(
+    ("net", "kwargs", "said"),
+    [
+        (lambda x, t: Sized(torch.float64)(x, t), {}, "dtype= of from_noise and its siblings casts x to the dtype of"),
+        (lambda x, t, y: Sized()(x, t, y), {"y": [0, 1, 2]}, "are passed on as they are, here y: give tensors"),
+        (lambda x, t, y: Sized()(x, t, y), {"y": 1}, "are passed on as they are, here y: give tensors"),
+        (lambda x, *, sigma: x, {}, "lambda x, t: net(x, sigma=t)"),
+        (lambda t, x: x + nn.Linear(1, 2)(t[:, None]), {}, "state and time by position"),
+    ],
+    ids=["weights in double", "list", "int", "time by name", "time first"],
+)
+def test_what_is_wrong_with_a_call_is_said(net: Any, kwargs: dict[str, object], said: str) -> None:
+    """Beside the network's own error."""
+    score = sg.from_noise(net, sg.VPSDE())
+    with pytest.raises((RuntimeError, TypeError)) as error:
+        sg.sample(score, score.sde, (3, 2), nfe=2, seed=0, model_kwargs=kwargs)
+    (note,) = error.value.__notes__
+    assert said in note
