@@ -10,6 +10,10 @@ and a network knows at least as much: $\rho$ is 1 or less. Most of an error is w
 wrong reading may be as good as a Gaussian too. So the same network is read otherwise, as the prediction of something
 else, with other labels of the time, scales of the state and schedules. A reading that is better is compared with the
 given one datum by datum, on more noises: if the difference is more than chance, that is what the network is.
+
+Near pure noise, at larger levels, D says little, but the flow of $y = x/\alpha$ is $dy = \hat\epsilon\,ds$ on levels
+$s = \sigma/\alpha$: a noise estimate that is off by $\delta(s)$ more than the Gaussian's displaces y by up to
+$\int \delta\,ds$, in standard deviations of its noise by $\int \delta\,d\log s$.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -49,6 +54,8 @@ from sgm_sde.scores.time_labels import TimeLabel
 LEVELS = (0.2, 0.33, 0.6, 1.0, 1.7, 3.0, 5.0)  # sigma / alpha, in standard deviations of the data
 FEWEST = 16  # data, for means and variances
 WORSE = 1.5  # rho from which on a network cannot be what it was taken for
+NEAR_NOISE = tuple(LEVELS[-1] * math.e**k for k in range(13))  # above them, a factor e apart
+MOVED = 0.25  # standard deviations of the noise, from which on a displacement near pure noise is told
 WORSE_AT_A_LEVEL = 1.25  # the same at one noise level, where it is told
 ALMOST = 1.15  # rho up to which a reading says something of the data
 # Shares of the given reading's error below which another one is the network's: where a network learnt little, others
@@ -137,8 +144,8 @@ def check_score(
     r"""The denoising error of a network on data, against the mistakes that are made in telling what it predicts.
 
     A network that is read with another time label, prediction, sign, schedule or input scale than it was trained with
-    gives samples of an ordinary size and of a wrong law. With some data that shows: seven calls on all of the data for
-    it as it is, some 300 for other readings of it, and for data of few numbers some hundred more, with other noises.
+    gives samples of an ordinary size and of a wrong law. With some data that shows: some twenty calls on all of the
+    data for it as it is, 300 for other readings of it, and for data of few numbers some hundred more, with other noises.
 
     Named is a reading that errs less by .7 % (another scale), 3 % (another label or schedule) or a tenth (another
     prediction, and flows), and by three and a half standard errors over the data. Not found are mistakes that change
@@ -165,7 +172,8 @@ def check_score(
             than of data in `sg.PerSample`, and a network that returns what is not finite.
 
     Warns:
-        ScoreCheckWarning: if it errs a quarter more than the Gaussian at some noise level.
+        ScoreCheckWarning: if it errs a quarter more than the Gaussian at some noise level, or its estimate of the noise
+            near pure noise displaces samples by a quarter of the noise's standard deviation or more.
 
     Examples:
         >>> import torch
@@ -199,6 +207,8 @@ def check_score(
         raise CheckError(f"the network is better read as {better}:\n{found}")
     if not score.coupled:
         _compare_with_gaussian(found)
+        with torch.no_grad():
+            _compare_near_noise(noises.near_pure_noise(), model)
     return found
 
 
@@ -215,6 +225,29 @@ def _compare_with_gaussian(found: ScoreCheck) -> None:
         )
 
 
+def _compare_near_noise(noised: _Noised, model: BoundScore) -> None:
+    """Warn of a noise estimate whose flow, on the levels above those of the data, displaces samples far."""
+    errors = [noised.error_of(model, k) for k in range(len(noised.nodes))]
+    levels = [node.sigma / node.alpha / noised.std for node in noised.nodes]
+    off = [math.sqrt(max(e**2 - g**2, 0)) / s for e, g, s in zip(errors, noised._gaussian, levels, strict=True)]
+
+    moved = [0.0]
+    for (s, later), (a, b) in zip(pairwise(levels), pairwise(off), strict=True):
+        moved.append(moved[-1] + (a + b) / 2 * math.log(later / s))
+    if moved[-1] <= MOVED:
+        return
+
+    # A later start keeps what is left of it, and begins from noise that lacks the data's part.
+    start = min(range(len(levels)), key=lambda k: moved[k] + 1 / levels[k])
+    warn(
+        f"near pure noise, at sigma/alpha = {levels[0] * noised.std:.3g} to {levels[-1] * noised.std:.3g}, the network's "
+        f"estimate of the noise is off by {max(off):.2g} of the noise's standard deviation, which moves samples by up to "
+        f"{moved[-1]:.2g} of it before the data show: start at t_start={noised.nodes[start].t:.3g}, or keep estimates in "
+        f"the range of the data by sg.guidance.Thresholded(score, limit)",
+        ScoreCheckWarning,
+    )
+
+
 class _Noised:
     """Data with one noise at several levels, and how far estimates of them are off.
 
@@ -222,6 +255,7 @@ class _Noised:
         sde: the process.
         x0: data (n, *).
         noise: standard normal numbers (n, *).
+        levels: noise levels, in standard deviations of the data.
 
     Attributes:
         std: of the data, root mean square over their coordinates.
@@ -229,7 +263,7 @@ class _Noised:
         states: a state (n, *) and times (n,) for each node.
     """
 
-    def __init__(self, sde: LinearSDE, x0: Tensor, noise: Tensor) -> None:
+    def __init__(self, sde: LinearSDE, x0: Tensor, noise: Tensor, levels: Sequence[float] = LEVELS) -> None:
         self.x0 = x0
         self.mean = x0.double().mean(0)
         self.variance = (x0 - self.mean).square().mean(0)
@@ -237,8 +271,8 @@ class _Noised:
         if not self.std > 0:
             raise ValueError(f"data must differ from one another, got a standard deviation of {self.std:g}")
 
-        levels = torch.tensor(_levels(sde, self.std), dtype=torch.float64)
-        times = sde.time_of_noise_level(levels).tolist()
+        within = torch.tensor(_levels(sde, self.std, levels), dtype=torch.float64)
+        times = sde.time_of_noise_level(within).tolist()
         self.nodes = sde.nodes(times)
         self.states = [
             (node.alpha * x0 + node.sigma * noise, torch.full((len(x0),), t, dtype=x0.dtype, device=x0.device))
@@ -296,15 +330,19 @@ class _Noises:
         n = min(MOST_NOISES, NUMBERS // self._x0.numel())
         return [self.first, *(self._make() for _ in range(n - 1))]
 
-    def _make(self) -> _Noised:
+    def near_pure_noise(self) -> _Noised:
+        """The data with another noise, at the levels above those of the data."""
+        return self._make(NEAR_NOISE)
+
+    def _make(self, levels: Sequence[float] = LEVELS) -> _Noised:
         x0 = self._x0
-        return _Noised(self._sde, x0, self._stream.normal(tuple(x0.shape), x0.dtype, x0.device))
+        return _Noised(self._sde, x0, self._stream.normal(tuple(x0.shape), x0.dtype, x0.device), levels)
 
 
-def _levels(sde: LinearSDE, std: float) -> list[float]:
-    """Noise levels about the size of the data, of those that the process passes through."""
+def _levels(sde: LinearSDE, std: float, levels: Sequence[float]) -> list[float]:
+    """Noise levels in standard deviations of the data, of those that the process passes through."""
     least, most = _range(sde)
-    return sorted({min(max(level * std, 1.01 * least), 0.99 * most) for level in LEVELS})
+    return sorted({min(max(level * std, 1.01 * least), 0.99 * most) for level in levels})
 
 
 def _range(sde: LinearSDE) -> tuple[float, float]:

@@ -271,3 +271,29 @@ def test_a_level_that_was_not_learnt_is_told() -> None:
 
     with pytest.warns(sg.testing.ScoreCheckWarning, match=r"at sigma/alpha = .* the network errs 1\.\d+ times"):
         assert check_score(sg.from_denoiser(net, SDE), DATA).ratio < 1
+
+
+@pytest.mark.parametrize("process", ["cosine", "ddpm", "vp", "edm", "flow"])
+def test_a_noise_estimate_that_is_wrong_near_pure_noise_is_told(process: str) -> None:
+    """The same error of the noise everywhere above the levels of the data: told by how far its flow goes."""
+    sde = LINEAR[process]
+    exact = LAW.score(sde)
+    std = float(DATA.std(0, unbiased=False).square().mean().sqrt())
+
+    def net(error: float) -> Callable[[Tensor, Tensor], Tensor]:
+        def noise(x: Tensor, t: Tensor) -> Tensor:
+            far = sde.sigma(t) / sde.alpha(t) > 7 * std
+            return exact.predict("noise", x, t) + error * far[:, None]
+
+        return noise
+
+    last = 0.99 * float(sde.sigma(torch.tensor(sde.T).double()) / sde.alpha(torch.tensor(sde.T).double()))
+    expected = 0.3 * math.log(last / (7 * std))
+    with pytest.warns(sg.testing.ScoreCheckWarning, match="near pure noise") as found:
+        check_score(sg.from_noise(net(0.3), sde), DATA)
+    said = str(found[0].message)
+    moved = float(said.split("moves samples by up to ")[1].split(" of it")[0])
+    assert moved == pytest.approx(expected, abs=0.3 / 2)  # half a step between levels, a factor e apart
+    start = float(said.split("t_start=")[1].split(",")[0])
+    assert sde.eps < start < sde.T
+    check_score(sg.from_noise(net(0.005), sde), DATA)
