@@ -213,8 +213,8 @@ class PiGDM(PosteriorScore):
     with $s$ the standard deviation of the data: exact for independent data of that deviation. The score of the
     published likelihood has $a = 1$. Here $a \le 1$ is the length, of each sample, that brings
     $a\,(A V A^T + \sigma_y^2 I)\,p$ nearest to the residual $y - AD$, and 0 if none does: where V is larger than the
-    guess $r^2$ the whole step misses the measurement on the other side. Near pure noise $\sigma^2/\alpha$ multiplies the
-    error of a network's Jacobian without bound; the paper's algorithm has weights of its own on the steps of DDIM,
+    guess $r^2$ the whole step misses the measurement on the other side. Near pure noise $\sigma^2/\alpha$ multiplies
+    the error of a network's Jacobian without bound; the paper's algorithm has weights of its own on the steps of DDIM,
     $\alpha r^2$ for the gradient, which fade there. One network call and one vector-Jacobian product.
 
     Args:

@@ -56,9 +56,12 @@ ELSEWHERE = {
     **dict.fromkeys(("latents", "x_init", "init", "x"), "x_T="),
     **dict.fromkeys(("sampler", "method", "scheduler"), "solver="),
     **dict.fromkeys(("timesteps", "times", "sigmas"), "grid=, times of the process"),
-    **dict.fromkeys(("y", "labels", "class_labels", "cond", "context"), "model_kwargs={...}, by the network's own name"),
     **dict.fromkeys(
-        ("guidance_scale", "cfg_scale"), "the score guided in place of the score: guidance.ClassifierFree(score, scale=...)"
+        ("y", "labels", "class_labels", "cond", "context"), "model_kwargs={...}, by the network's own name"
+    ),
+    **dict.fromkeys(
+        ("guidance_scale", "cfg_scale"),
+        "the score guided in place of the score: guidance.ClassifierFree(score, scale=...)",
     ),
     "eta": "an option of the solver: solver=DDIM(eta=...)",
 }

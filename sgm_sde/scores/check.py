@@ -145,7 +145,7 @@ def check_score(
 
     A network that is read with another time label, prediction, sign, schedule or input scale than it was trained with
     gives samples of an ordinary size and of a wrong law. With some data that shows: some twenty calls on all of the
-    data for it as it is, 300 for other readings of it, and for data of few numbers some hundred more, with other noises.
+    data for it as it is, 300 for other readings, and for data of few numbers some hundred more, with other noises.
 
     Named is a reading that errs less by .7 % (another scale), 3 % (another label or schedule) or a tenth (another
     prediction, and flows), and by three and a half standard errors over the data. Not found are mistakes that change
@@ -239,11 +239,13 @@ def _compare_near_noise(noised: _Noised, model: BoundScore) -> None:
 
     # A later start keeps what is left of it, and begins from noise that lacks the data's part.
     start = min(range(len(levels)), key=lambda k: moved[k] + 1 / levels[k])
+    below = noised.nodes[start].t
+    least, most = levels[0] * noised.std, levels[-1] * noised.std
     warn(
-        f"near pure noise, at sigma/alpha = {levels[0] * noised.std:.3g} to {levels[-1] * noised.std:.3g}, the network's "
-        f"estimate of the noise is off by {max(off):.2g} of the noise's standard deviation, which moves samples by up to "
-        f"{moved[-1]:.2g} of it before the data show: start at t_start={noised.nodes[start].t:.3g}, or keep estimates in "
-        f"the range of the data by sg.guidance.Thresholded(score, limit)",
+        f"near pure noise, at sigma/alpha = {least:.3g} to {most:.3g}, the network's estimate of the noise is off by "
+        f"{max(off):.2g} of the noise's standard deviation, which moves samples by up to {moved[-1]:.2g} of it before "
+        f"the data show: start at t_start={below:.3g}, or keep estimates in the range of the data by "
+        f"sg.guidance.Thresholded(score, limit)",
         ScoreCheckWarning,
     )
 
