@@ -254,7 +254,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Rescaled": (sg.guidance.Rescaled, {"*guided": GUIDED, "*strength": 0.7}),
     "APG": (sg.guidance.APG, {"*guided": GUIDED, "*eta": 0.0, "*norm": None}),
     "Weakened": (sg.guidance.Weakened, {"*score": SCORE, "*weak": SCORE, "*scale": 1.0, "interval": None}),
-    "Thresholded": (sg.guidance.Thresholded, {"*score": SCORE, "*limit": 1.0, "*percentile": None}),
+    "Thresholded": (sg.guidance.Thresholded, {"*score": SCORE, "*limit": 1.0, "*percentile": None, "most": None}),
     "cfg_plus_plus": (sg.guidance.cfg_plus_plus, {"*scale": 0.6, "*sde": sg.EDMSDE(), "*grid": [8.0, 4.0, 1.0]}),
     "Thinned": (sg.grids.Thinned, {"data_std": 1.0, "even": 15.0, "last": 5.0, "largest": 400.0, "near_noise": -5.0, "near_data": 3.0, "clean": 0.2}),
     "Record": (recorded, {"trajectory": None, "callback": None, "progress": False}),

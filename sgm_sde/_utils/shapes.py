@@ -130,3 +130,12 @@ def batch_time(t: Time, x: Tensor, *, tokens: bool = False) -> Tensor:
         raise TypeError("x must be a floating tensor (B, *), got one number")
     dtype = torch.promote_types(x.dtype, torch.float32) if t.ndim == 0 else t.dtype
     return t.to(device=x.device, dtype=dtype).expand(len(x), *t.shape[1:])
+
+
+def in_range(D: Tensor, limit: float = 1.0, percentile: float | None = None, most: float | None = None) -> Tensor:
+    """Estimates of the data (B, *) as `guidance.Thresholded` keeps them."""
+    if percentile is None:
+        return D.clamp(-limit, limit)
+    s = D.abs().flatten(1).double().quantile(percentile, dim=1).to(D.dtype).clamp(limit, most)
+    bound = expand(s, D)
+    return torch.minimum(torch.maximum(D, -bound), bound) * (limit / bound)

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._utils.checks import check_integer, described, number, one_of
+from sgm_sde._utils.checks import check_integer, described, flag, number, one_of
 from sgm_sde._utils.files import JsonMapping, JsonObject
 from sgm_sde._utils.shapes import expand
+from sgm_sde._utils.warn import warn
 from sgm_sde.adapters.networks import SIGMA_MAX, SIGMA_MIN, with_output
 from sgm_sde.processes import EDMSDE, DiscreteVPSDE, LinearSDE, RectifiedFlowSDE, presets
+from sgm_sde.scores.guidance import Thresholded
 from sgm_sde.scores.score import Score, from_denoiser
 from sgm_sde.scores.time_labels import TimeLabel, ddpm, flow, noise_level
 
@@ -23,6 +25,8 @@ PREDICTION_TYPES = {
 
 
 N_TIMESTEPS = 1000  # of diffusers' schedulers, where the configuration does not say
+CLIPPING = ("DDPM", "DDIM", "RePaint", "UnCLIP")  # whose clip_sample is true where the configuration does not say
+DEEP = -12.0  # log-SNR at the end of a table, from which on what a network errs near pure noise moves samples far
 
 
 class Convention(NamedTuple):
@@ -36,6 +40,7 @@ class Convention(NamedTuple):
         split: whether its output carries a variance in a second half of channels.
         is_flow: whether it is flow matching.
         n: number of timesteps of the training.
+        threshold: options of `Thresholded` by which the scheduler keeps estimates of the data in range; none if empty.
     """
 
     config: JsonObject
@@ -45,6 +50,7 @@ class Convention(NamedTuple):
     split: bool
     is_flow: bool
     n: int
+    threshold: JsonMapping = {}
 
     def time_of(self, label: Tensor) -> Tensor:
         """The times (B,) in float64 of timesteps (B,), as the network knows them."""
@@ -79,7 +85,18 @@ def convention(scheduler: Any, T: float | None = None, integer: bool = False) ->
     prediction = PREDICTION_TYPES[kind]
     split = config.get("variance_type") in ("learned", "learned_range")
     process = DiscreteVPSDE(_betas(name, config, n))
-    return Convention(config, process, prediction, ddpm(n, integer=integer), split, is_flow=False, n=n)
+    label = ddpm(n, integer=integer)
+    return Convention(config, process, prediction, label, split, is_flow=False, n=n, threshold=_threshold(name, config))
+
+
+def _threshold(name: str, config: JsonMapping) -> JsonMapping:
+    """Options of `Thresholded` that do what a scheduler does to estimates of the data; none if it leaves them."""
+    if config.get("thresholding"):
+        percentile = float(config.get("dynamic_thresholding_ratio", 0.995))
+        return {"percentile": percentile, "most": float(config.get("sample_max_value", 1.0))}
+    if config.get("clip_sample", name.startswith(CLIPPING)):
+        return {"limit": float(config.get("clip_sample_range", 1.0))}
+    return {}
 
 
 def _configuration(scheduler: Any) -> tuple[JsonObject, str]:
@@ -224,6 +241,7 @@ def from_diffusers(
     T: float | None = None,
     integer: bool = False,
     time_scale: float | None = None,
+    clip: bool | None = None,
 ) -> tuple[Score, LinearSDE]:
     """A model of diffusers and the scheduler that it was trained with as a score on its process.
 
@@ -233,10 +251,10 @@ def from_diffusers(
     | FlowMatch..., `prediction_type="flow_prediction"` | `RectifiedFlowSDE`   | N t, t for Flux's kin  |
     | EDMEuler, EDMDPMSolverMultistep                 | `EDMSDE`               | log(sigma) / 4         |
 
-    Entry i of a table sits at t = (i + 1)/N. What the configuration says about sampling (`timestep_spacing`,
-    `clip_sample`, `shift`, ...) is not read: that is a matter of `grid=` and solver, such as
-    `grids.Shifted(scheduler.config.shift)` or, for latent consistency models, `"lcm"` on
-    `grids.Distilled(scheduler.config.original_inference_steps)`. Nothing is clipped.
+    Entry i of a table sits at t = (i + 1)/N. What the configuration says about sampling (`timestep_spacing`, `shift`,
+    ...) is not read: that is a matter of `grid=` and solver, such as `grids.Shifted(scheduler.config.shift)` or, for
+    latent consistency models, `"lcm"` on `grids.Distilled(scheduler.config.original_inference_steps)`. Estimates of the
+    data are clipped, as `clip_sample` and `thresholding` have it, with `clip=True` alone.
 
     The time goes to `timestep` by name where another argument stands second, as in the transformers of Stable Diffusion
     3, Flux and PixArt; their conditions are `model_kwargs`.
@@ -249,10 +267,17 @@ def from_diffusers(
         integer: the nearest entry of the table as int64, for models that look their time up in an `nn.Embedding`.
         time_scale: of flow matching: what the model expects at t = 1. If not given, 1 for the models whose class is
             named after Flux, Chroma, LongCatImage or OvisImage, which multiply their time themselves, else N.
+        clip: whether the score keeps estimates of the data in the range of the configuration, as a `Thresholded`; if
+            not given, it does not, and where the configuration clips on a long table that is told.
 
     Raises:
         TypeError: for a scheduler that is neither.
-        ValueError: for schedules that are not supported, zero terminal signal-to-noise among them.
+        ValueError: for schedules that are not supported, zero terminal signal-to-noise among them, and `clip=True` with
+            a configuration that does not clip.
+
+    Warns:
+        UserWarning: if the configuration clips, `clip` is not given, and the table ends below a log-SNR of -12, as the
+            cosine does: what a network errs near pure noise then moves samples far.
 
     Examples:
         >>> import sgm_sde as sg
@@ -265,7 +290,7 @@ def from_diffusers(
     if isinstance(config, Mapping):
         name = config.get("_class_name") or type(scheduler).__name__
         if name.startswith(("EDM", "CosineDPM")):
-            unused = {"T": T, "integer": integer or None, "time_scale": time_scale}
+            unused = {"T": T, "integer": integer or None, "time_scale": time_scale, "clip": clip}
             for option, value in unused.items():
                 if value is not None:
                     raise ValueError(
@@ -282,7 +307,29 @@ def from_diffusers(
         if _has_variance(model):
             conventions = conventions._replace(split=True)
     net = with_output(_by_keyword(model), conventions.output)
-    return Score(net, conventions.sde, conventions.prediction, time_label=conventions.time_label), conventions.sde
+    score = Score(net, conventions.sde, conventions.prediction, time_label=conventions.time_label)
+    return _clipped(score, conventions, clip), conventions.sde
+
+
+def _clipped(score: Score, conventions: Convention, clip: bool | None) -> Score:
+    """The score with its estimates of the data in the scheduler's range if that is asked for, and as it is if not."""
+    threshold = conventions.threshold
+    if clip is not None and flag("clip", clip):
+        if not threshold:
+            raise ValueError(
+                "clip=True, but the configuration does not clip: take sg.guidance.Thresholded(score, limit)"
+            )
+        return Thresholded(score, **threshold)
+
+    last = float(conventions.sde.log_snr(conventions.sde.T))
+    if threshold and clip is None and last < DEEP:
+        options = ", ".join(f"{name}={value:g}" for name, value in threshold.items())
+        warn(
+            f"the configuration keeps estimates of the data in range, and this score does not: on a table that "
+            f"ends at log-SNR {last:.3g} what the network errs near pure noise then moves samples far. Give clip=True, or "
+            f"sg.guidance.Thresholded(score, {options}); clip=False says that none is wanted"
+        )
+    return score
 
 
 def _time_scale(model: object, n: int, given: float | None) -> float:

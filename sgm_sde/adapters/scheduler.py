@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, described, flag, number, one_of
 from sgm_sde._utils.files import JsonMapping, JsonObject
-from sgm_sde._utils.shapes import expand
+from sgm_sde._utils.shapes import expand, in_range
 from sgm_sde.adapters.diffusers import N_TIMESTEPS, Convention, convention
 from sgm_sde.engine.noise import Generators, Seeds
 from sgm_sde.engine.times import at_ends, same_time
@@ -60,7 +60,9 @@ class SolverScheduler:
     and a solver with several calls per step has a timestep for each. A pipeline's result is that of `sample` from the
     same noise with the same seed. Correctors call the network themselves, and are not available this way.
 
-    Between calls the state is kept in at least float32; where the pipeline changes it, its change counts.
+    Between calls the state is kept in at least float32; where the pipeline changes it, its change counts. Estimates of
+    the data are kept in range where the configuration says so (`clip_sample`, `thresholding`), and the noise follows
+    from what was kept, as with `clip=True` of `from_diffusers`; `from_config(config, clip_sample=False)` leaves them.
 
     Where diffusers is imported, instances are schedulers of diffusers, too: `save_pretrained`, `from_pretrained` and
     `from_config` keep solver and grid, `compatibles` names what it can be swapped for, and pipelines load with it.
@@ -505,7 +507,8 @@ class SolverScheduler:
             timestep: that of the call.
             sample: the state that it was called with.
             eta: 0; noise is an option of the solver.
-            use_clipped_model_output: false; nothing is clipped.
+            use_clipped_model_output: whether the noise follows from the clipped estimate of the data: true where the
+                configuration clips, and so left out or true.
             generator: where the seeds of the solver's noise are drawn from at the first step, without `seed=`.
             return_dict: whether to return an object with `prev_sample`, or a pair of it and the estimate of the data,
                 as pipelines of latent consistency models take it.
@@ -514,10 +517,11 @@ class SolverScheduler:
             ValueError: before `set_timesteps`, after the last call, at another timestep than the run's, and for an
                 option that would do nothing.
         """
-        if eta or use_clipped_model_output:
+        threshold = self._convention.threshold
+        if eta or (use_clipped_model_output and not threshold):
             raise ValueError(
                 f"got eta={eta} and use_clipped_model_output={use_clipped_model_output}: noise is an option of the "
-                f"solver, such as DDIM(eta=1.0), and nothing is clipped"
+                f"solver, such as DDIM(eta=1.0), and nothing is clipped unless the configuration says so"
             )
         run = self._run
         if run is None:
@@ -530,15 +534,17 @@ class SolverScheduler:
         if not run.taken:
             run.start(sample, generator)
         output = self._convention.output(model_output, sample)
+        c_x, c_r = self._to_data[call]
+        x = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        data = c_x * x + c_r * output.to(x.dtype)
+        if threshold:
+            data = in_range(data, **threshold)
+            output = (data - c_x * x) / c_r
         state = run.step(output, run.times[run.taken], sample)
         if return_dict:
             return SchedulerOutput(state)
         if run.denoise and run.taken == len(run.times):
             return state, state
-
-        c_x, c_r = self._to_data[call]
-        wide = torch.promote_types(sample.dtype, torch.float32)
-        data = c_x * sample.to(wide) + c_r * output.to(wide)
         return state, data.to(sample.dtype)
 
     def _require_timestep(self, call: int, timestep: Tensor | float) -> None:

@@ -41,7 +41,7 @@ from sgm_sde._utils.checks import (
     require_function,
 )
 from sgm_sde._utils.inputs import network_inputs
-from sgm_sde._utils.shapes import expand
+from sgm_sde._utils.shapes import expand, in_range
 from sgm_sde._utils.tree import Arguments, Conditions, Path, each_leaf
 from sgm_sde.engine.times import ROUNDING
 from sgm_sde.grids import Grid
@@ -723,12 +723,13 @@ class Thresholded(_Around):
     r"""A score whose data estimate is kept within the range of the data: for large scales of guidance, and opt-in.
 
     Static: $D$ is clipped to $[-c, c]$. Dynamic, with a `percentile` p: to $[-s, s]$ and divided by $s/c$, where s is
-    the p-quantile of a sample's $|D|$, and c at least. No other score, solver or adapter of this library clips.
+    the p-quantile of a sample's $|D|$, and c at least. No other score or solver of this library clips.
 
     Args:
         score: any score on a linear process.
         limit: c, the largest value of the data.
         percentile: p in (0, 1), 0.995 in the paper; static if not given.
+        most: of s, in whose excess D is then only clipped; not bounded if not given.
 
     Raises:
         TypeError: for a process without a data estimate.
@@ -745,21 +746,22 @@ class Thresholded(_Around):
         tensor([[ 1.0000, -0.1001]])
     """
 
-    def __init__(self, score: Score, limit: float = 1.0, percentile: float | None = None) -> None:
+    def __init__(
+        self, score: Score, limit: float = 1.0, percentile: float | None = None, most: float | None = None
+    ) -> None:
         super().__init__(score)
         if not has_scalar_marginal(score.sde):
             raise TypeError(f"the data estimate that is clipped needs a LinearSDE, got {described(score.sde)}")
         self.limit = number("limit", limit, above=0, most=FAR)
         self.percentile = None if percentile is None else number("percentile", percentile, above=0, below=1)
+        self.most = None if most is None else number("most", most, least=self.limit, most=FAR)
+        if percentile is None and most is not None:
+            raise ValueError(f"most={most} bounds a dynamic threshold: give a percentile")
 
     def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """The prediction of the clipped data estimate at x (B, *) and t (B,)."""
         D = self.parts[0].predict("data", x, t, **kwargs)
-        if self.percentile is None:
-            return self._back(D.clamp(-self.limit, self.limit), x, t)
-        s = D.abs().flatten(1).double().quantile(self.percentile, dim=1).to(D.dtype).clamp(min=self.limit)
-        bound = expand(s, x)
-        return self._back(torch.minimum(torch.maximum(D, -bound), bound) * (self.limit / bound), x, t)
+        return self._back(in_range(D, self.limit, self.percentile, self.most), x, t)
 
 
 def cfg_plus_plus(scale: float, sde: LinearSDE, grid: Grid | Sequence[float]) -> Callable[[Tensor], Tensor]:

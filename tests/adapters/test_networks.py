@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import itertools
+import re
 import subprocess
 import sys
 import warnings
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 import sgm_sde as sg
 from benchmarks import peers
 from sgm_sde.adapters import from_azula, from_diffusers, from_edm, from_flow_matching, from_score_sde
-from tests.adapters.cases import DDPM, noise
+from tests.adapters.cases import DDPM, network, noise
 from tests.helpers import F64, Recorder
 
 
@@ -59,6 +60,81 @@ def test_ddim_is_diffusers(diffusers: Any, unet: Any, i: int, prediction: str) -
         res = sg.sample(score, sde, x_T=noise(), solver="ddim", grid=grid, model_kwargs={"class_labels": labels})
         assert res.nfe == 10
         assert distance(res.x, x) < tolerance
+
+
+CLIPPED: dict[str, dict[str, Any]] = {
+    "clipped": {"clip_sample": True, "clip_sample_range": 0.8},
+    "thresholded": {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.5},
+}
+
+
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a network of no data
+@pytest.mark.parametrize("pipeline", [False, True], ids=["score", "scheduler"])
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("how", CLIPPED)
+def test_estimates_in_the_range_of_a_configuration_are_diffusers(
+    diffusers: Any, how: str, beta_schedule: str, pipeline: bool
+) -> None:
+    """With their noise from the clipped estimate, by `clip=True` and in a pipeline."""
+    theirs = diffusers.DDIMScheduler(beta_schedule=beta_schedule, **CLIPPED[how])
+    theirs.set_timesteps(10)
+    x_T = 3 * noise()
+    x = x_T
+    for t in theirs.timesteps:
+        out = network(x, t[None])
+        x = theirs.step(out, t, x, use_clipped_model_output=True).prev_sample
+
+    if pipeline:
+        ours = sg.adapters.SolverScheduler(theirs, "ddim", grid="scheduler")
+        ours.set_timesteps(10)
+        y = x_T
+        for t in ours.timesteps:
+            y = ours.step(network(y, t[None]), t, y, use_clipped_model_output=True).prev_sample
+    else:
+        score, sde = from_diffusers(network, theirs, clip=True)
+        grid = [(int(t) + 1) / len(sde.betas) for t in theirs.timesteps]
+        y = sg.sample(score, sde, x_T=x_T, solver="ddim", grid=grid).x
+    assert distance(y.double(), x.double()) < 1e-4
+
+    bare = diffusers.DDIMScheduler.from_config(theirs.config, clip_sample=False, thresholding=False)
+    bare.set_timesteps(10)
+    x = x_T
+    for t in bare.timesteps:
+        x = bare.step(network(x, t[None]), t, x).prev_sample
+    assert distance(y.double(), x.double()) > 0.05
+
+
+COSINE = {"beta_schedule": "squaredcos_cap_v2", "clip_sample": True}
+
+
+@pytest.mark.parametrize(
+    ("config", "clip", "said"),
+    [
+        (COSINE, None, r"Thresholded\(score, limit=1\)"),
+        ({"_class_name": "DDIMScheduler", "beta_schedule": "squaredcos_cap_v2"}, None, "clip=True"),
+        (COSINE | {"clip_sample": False, "thresholding": True}, None, "percentile=0.995, most=1"),
+        (COSINE, False, None),
+        (COSINE | {"clip_sample": False}, None, None),
+        (DDPM | {"clip_sample": True}, None, None),
+    ],
+    ids=["cosine", "by class", "thresholding", "told", "off", "linear"],
+)
+def test_that_a_configuration_clips_is_told(config: dict[str, Any], clip: bool | None, said: str | None) -> None:
+    """Where the table goes on so far that it matters, unless it was decided; the score is the network's."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        score, _ = from_diffusers(lambda x, i: x, config, clip=clip)
+    assert [bool(re.search(said or "", str(w.message))) for w in caught] == ([True] if said else [])
+    assert type(score) is sg.Score
+
+
+def test_clipping_that_a_configuration_does_not_have() -> None:
+    with pytest.raises(ValueError, match="clip=True, but the configuration does not clip"):
+        from_diffusers(lambda x, i: x, DDPM, clip=True)
+    with pytest.raises(ValueError, match="clip=True does not go with EDM"):
+        from_diffusers(lambda x, i: x, {"_class_name": "EDMEulerScheduler"}, clip=True)
+    with pytest.raises(TypeError, match="clip must be True or False, got 1"):
+        from_diffusers(lambda x, i: x, DDPM, clip=1)  # type: ignore[arg-type]
 
 
 def test_flow_matching_is_diffusers(diffusers: Any, unet: Any) -> None:

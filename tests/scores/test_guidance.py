@@ -664,6 +664,11 @@ def test_thresholds() -> None:
     s = D.abs().flatten(1).quantile(0.9, dim=1).clamp(min=1.0)
     dynamic = Thresholded(score, percentile=0.9)
     close(dynamic.predict("data", X, T, **KW), torch.stack([d.clamp(-b, b) / b for d, b in zip(D, s, strict=True)]))
+    bounded = Thresholded(score, percentile=0.9, most=1.1)
+    s = s.clamp(max=1.1)
+    close(bounded.predict("data", X, T, **KW), torch.stack([d.clamp(-b, b) / b for d, b in zip(D, s, strict=True)]))
+    with pytest.raises(ValueError, match=r"most=2\.0 bounds a dynamic threshold"):
+        Thresholded(score, most=2.0)
     assert not dynamic.is_density
     assert dynamic.branches == 2
     tame = Thresholded(SCORE, limit=1e6)
