@@ -326,8 +326,8 @@ def _clipped(score: Score, conventions: Convention, clip: bool | None) -> Score:
         options = ", ".join(f"{name}={value:g}" for name, value in threshold.items())
         warn(
             f"the configuration keeps estimates of the data in range, and this score does not: on a table that "
-            f"ends at log-SNR {last:.3g} what the network errs near pure noise then moves samples far. Give clip=True, or "
-            f"sg.guidance.Thresholded(score, {options}); clip=False says that none is wanted"
+            f"ends at log-SNR {last:.3g} what the network errs near pure noise then moves samples far. Give clip=True, "
+            f"or sg.guidance.Thresholded(score, {options}); clip=False says that none is wanted"
         )
     return score
 
