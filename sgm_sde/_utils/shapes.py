@@ -136,6 +136,9 @@ def in_range(D: Tensor, limit: float = 1.0, percentile: float | None = None, mos
     """Estimates of the data (B, *) as `guidance.Thresholded` keeps them."""
     if percentile is None:
         return D.clamp(-limit, limit)
-    s = D.abs().flatten(1).double().quantile(percentile, dim=1).to(D.dtype).clamp(limit, most)
-    bound = expand(s, D)
-    return torch.minimum(torch.maximum(D, -bound), bound) * (limit / bound)
+
+    sizes = D.abs().flatten(1).double()
+    s = sizes.quantile(percentile, dim=1).clamp(limit, most)
+    bound = expand(s.to(D.dtype), D)
+    clipped = torch.minimum(torch.maximum(D, -bound), bound)
+    return clipped * (limit / bound)

@@ -40,7 +40,7 @@ class Convention(NamedTuple):
         split: whether its output carries a variance in a second half of channels.
         is_flow: whether it is flow matching.
         n: number of timesteps of the training.
-        threshold: options of `Thresholded` by which the scheduler keeps estimates of the data in range; none if empty.
+        threshold: options of `Thresholded` by which the scheduler keeps estimates of the data in range, if it does.
     """
 
     config: JsonObject
@@ -50,7 +50,7 @@ class Convention(NamedTuple):
     split: bool
     is_flow: bool
     n: int
-    threshold: JsonMapping = {}
+    threshold: JsonMapping | None = None
 
     def time_of(self, label: Tensor) -> Tensor:
         """The times (B,) in float64 of timesteps (B,), as the network knows them."""
@@ -89,14 +89,14 @@ def convention(scheduler: Any, T: float | None = None, integer: bool = False) ->
     return Convention(config, process, prediction, label, split, is_flow=False, n=n, threshold=_threshold(name, config))
 
 
-def _threshold(name: str, config: JsonMapping) -> JsonMapping:
-    """Options of `Thresholded` that do what a scheduler does to estimates of the data; none if it leaves them."""
+def _threshold(name: str, config: JsonMapping) -> JsonMapping | None:
+    """Options of `Thresholded` that do what a scheduler does to estimates of the data; None if it leaves them."""
     if config.get("thresholding"):
         percentile = float(config.get("dynamic_thresholding_ratio", 0.995))
         return {"percentile": percentile, "most": float(config.get("sample_max_value", 1.0))}
     if config.get("clip_sample", name.startswith(CLIPPING)):
         return {"limit": float(config.get("clip_sample_range", 1.0))}
-    return {}
+    return None
 
 
 def _configuration(scheduler: Any) -> tuple[JsonObject, str]:

@@ -227,24 +227,32 @@ def _compare_with_gaussian(found: ScoreCheck) -> None:
 
 def _compare_near_noise(noised: _Noised, model: BoundScore) -> None:
     """Warn of a noise estimate whose flow, on the levels above those of the data, displaces samples far."""
-    errors = [noised.error_of(model, k) for k in range(len(noised.nodes))]
-    levels = [node.sigma / node.alpha / noised.std for node in noised.nodes]
-    off = [math.sqrt(max(e**2 - g**2, 0)) / s for e, g, s in zip(errors, noised._gaussian, levels, strict=True)]
+    levels = []
+    off = []
+    for k, (node, of_gaussian) in enumerate(zip(noised.nodes, noised._gaussian, strict=True)):
+        level = node.sigma / node.alpha / noised.std
+        error = noised.error_of(model, k)
+        excess = max(error**2 - of_gaussian**2, 0)
+        levels.append(level)
+        off.append(math.sqrt(excess) / level)
 
     moved = [0.0]
-    for (s, later), (a, b) in zip(pairwise(levels), pairwise(off), strict=True):
-        moved.append(moved[-1] + (a + b) / 2 * math.log(later / s))
+    for k, step in enumerate(pairwise(levels)):
+        least, most = step
+        mean = (off[k] + off[k + 1]) / 2
+        moved.append(moved[-1] + mean * math.log(most / least))
     if moved[-1] <= MOVED:
         return
 
     # A later start keeps what is left of it, and begins from noise that lacks the data's part.
-    start = min(range(len(levels)), key=lambda k: moved[k] + 1 / levels[k])
-    below = noised.nodes[start].t
-    least, most = levels[0] * noised.std, levels[-1] * noised.std
+    lost = [before + 1 / level for before, level in zip(moved, levels, strict=True)]
+    start = noised.nodes[lost.index(min(lost))]
+    least = levels[0] * noised.std
+    most = levels[-1] * noised.std
     warn(
         f"near pure noise, at sigma/alpha = {least:.3g} to {most:.3g}, the network's estimate of the noise is off by "
         f"{max(off):.2g} of the noise's standard deviation, which moves samples by up to {moved[-1]:.2g} of it before "
-        f"the data show: start at t_start={below:.3g}, or keep estimates in the range of the data by "
+        f"the data show: start at t_start={start.t:.3g}, or keep estimates in the range of the data by "
         f"sg.guidance.Thresholded(score, limit)",
         ScoreCheckWarning,
     )

@@ -326,11 +326,11 @@ def _call_in_words(error: Exception, x: Tensor, label: Tensor, kwargs: Mapping[s
         )
     if re.search("dtype|scalar type|bias type|weight type", said):
         hints.append("dtype= of from_noise and its siblings casts x to the dtype of the network's weights")
+
     plain = [name for name, value in kwargs.items() if isinstance(value, int | float | list | tuple)]
     if plain:
-        hints.append(
-            f"numbers and lists in model_kwargs are passed on as they are, here {', '.join(plain)}: give tensors"
-        )
+        names = ", ".join(plain)
+        hints.append(f"numbers and lists in model_kwargs are passed on as they are, here {names}: give tensors")
     return f"{CALLED} with {given}, state and time by position; {'; '.join(hints)}"
 
 
