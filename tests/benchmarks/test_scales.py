@@ -14,6 +14,8 @@ def test_the_tables_are_made(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setattr(scales, "SCALES", (1.0, 0.02))
     monkeypatch.setattr(scales, "BUDGETS", (8,))
     monkeypatch.setattr(scales, "MORE", (16,))
+    monkeypatch.setattr(scales, "MEANS", (20.0,))
+    monkeypatch.setattr(scales, "FEW", (8,))
     assert scales.main() == 0
 
     lines = capsys.readouterr().out.splitlines()
@@ -27,5 +29,8 @@ def test_the_tables_are_made(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         [float(cell) for cell in row[1:]] for row in cells if len(row) == 3 and row[0] in ("default", "pilot")
     )
     assert raw < 0.1
+
+    (far,) = ([float(cell) for cell in row[2:]] for row in cells if row[:2] == ["VP", "20"])
+    assert far[0] < far[1] / 3
     assert max(found) < 0.2 < default[1]
     assert [line.split(" | ")[1] for line in lines[-3:]] == ["default", "in log-SNR", "dpm++2m"]
