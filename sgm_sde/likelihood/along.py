@@ -15,7 +15,7 @@ from sgm_sde.engine.executor import execute
 from sgm_sde.engine.lowering import Plan
 from sgm_sde.engine.noise import SampleSeeds
 from sgm_sde.engine.program import Program
-from sgm_sde.likelihood.checks import check_finite
+from sgm_sde.likelihood.checks import check_finite, unknown_densities
 from sgm_sde.likelihood.errors import CANCELLED
 from sgm_sde.likelihood.integrals import Integrals, Nodes
 from sgm_sde.likelihood.methods import FixedGrid, Trace, resolve_trace
@@ -28,7 +28,6 @@ from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.schemes import AdaptiveSolver, PredictorCorrector, Solver
 from sgm_sde.scores.score import Score
 
-MOST_ERROR = 1.0  # nats/dim; beyond, the density of a sample is not known
 LEAST_STEPS = 6  # that a quadrature with an error takes
 
 
@@ -180,18 +179,12 @@ def draw_with_log_prob(
         decoder=torch.zeros_like(value),
         defect=found.defect,
         freedom=found.freedom,
-        unresolved=_unknown(found.stated, problem.d),
+        unresolved=unknown_densities(found.stated, problem.d),
         nfe=model.nfe,
         vjps=model.vjps,
         protocol=protocol,
     )
     return x, result
-
-
-def _unknown(error: Tensor, d: int) -> tuple[int, ...]:
-    """The samples whose error (B,) leaves nothing known of their density."""
-    known = error.detach() <= MOST_ERROR * d
-    return tuple((~known).nonzero().flatten().tolist())
 
 
 def _nodes(sde: LinearSDE, times: tuple[float, ...]) -> Nodes:

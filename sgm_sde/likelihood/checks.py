@@ -23,6 +23,7 @@ from sgm_sde.likelihood.results import FlowResult, LogProbResult
 from sgm_sde.processes.base import has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
 
+MOST_ERROR = 1.0  # nats/dim; beyond, the density of a sample is not known
 SMALLEST = 1e-15  # noise that densities are taken at: states are numbers of order one in single or double precision
 
 require_count = partial(check_integer, kind=Integral)  # as loops take it
@@ -83,6 +84,12 @@ class LikelihoodWarning(UserWarning):
     """The numerical error of some log-likelihoods or codes did not come down to the tolerance."""
 
 
+def unknown_densities(error: Tensor, d: int) -> tuple[int, ...]:
+    """The samples whose error (B,) on a single grid leaves nothing known of their density."""
+    known = error.detach() <= MOST_ERROR * d
+    return tuple((~known).nonzero().flatten().tolist())
+
+
 def warn_unresolved(result: LogProbResult) -> None:
     """Warn of the samples whose error did not come down to the tolerance, if there are any."""
     d = result.latent[0].numel()
@@ -92,7 +99,10 @@ def warn_unresolved(result: LogProbResult) -> None:
 def warn_of_codes(result: FlowResult) -> None:
     """Warn of the states whose error did not come down to the tolerance, if there are any."""
     assert result.error is not None
-    _warn_of_first(result, result.error, "in units of the state")
+    if result.log_prob is None:
+        _warn_of_first(result, result.error, "in units of the state")
+    else:
+        _warn_of_first(result, result.error / result.x[0].numel(), "nats/dim")
 
 
 def _warn_of_first(result: LogProbResult | FlowResult, error: Tensor, unit: str) -> None:

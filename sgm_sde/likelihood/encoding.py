@@ -13,11 +13,11 @@ from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.noise import Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
-from sgm_sde.likelihood.checks import check_finite, check_points, check_process, warn_of_codes
+from sgm_sde.likelihood.checks import check_finite, check_points, check_process, unknown_densities, warn_of_codes
 from sgm_sde.likelihood.integrals import fixed_grid, on_grid
 from sgm_sde.likelihood.methods import FixedGrid, Method, Trace, resolve_method, resolve_trace
 from sgm_sde.likelihood.problem import Problem
-from sgm_sde.likelihood.results import FlowResult
+from sgm_sde.likelihood.results import BY_ERROR, FlowResult
 from sgm_sde.likelihood.trace import TraceScore
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.score import as_density, as_score
@@ -93,13 +93,17 @@ def decode(
         method: as for `encode`.
         model_kwargs: passed on to the network.
         enable_grad: keep the graph.
-        log_prob: whether the log-density of the states is found in the same network calls, under N(0, sigma(T)^2) at T;
-            with a `FixedGrid`.
+        log_prob: whether the log-density of the states is found in the same network calls, under N(0, sigma(T)^2) at T,
+            on the one grid of a `FixedGrid`; samples whose error is above 1 nat/dim are `unresolved`.
         trace: for it, as `log_prob` takes it.
         seed: of its probes.
 
     Raises:
-        ValueError: as `encode`, and for options of a density without one.
+        ValueError: as `encode`, for options of a density without one, and for tolerances or `max_calls` with one, which
+            are for going on to finer grids.
+
+    Warns:
+        LikelihoodWarning: as `encode`, and of samples whose density is not known.
 
     Examples:
         >>> import sgm_sde as sg
@@ -138,6 +142,12 @@ def _with_density(
     state = check_points(z, "z")
     if not isinstance(method, FixedGrid):
         raise ValueError(f"log_prob=True needs method=FixedGrid(...), got {described(method)}")
+    for option in ("atol", "rtol", "max_calls"):
+        if (given := getattr(method, option)) != getattr(FixedGrid, option):
+            raise ValueError(
+                f"log_prob=True runs one grid, on which {option}={given} would do nothing: give steps=, or "
+                f"ask log_prob() of the states"
+            )
     seeds = resolve_seeds(seed, None, len(z))
     estimate = resolve_trace(trace, state).estimate(state, seeds, True)
     model = TraceScore(score, sde, (eps, sde.T), model_kwargs, len(z))
@@ -150,7 +160,19 @@ def _with_density(
 
     x = found.latent.to(z.dtype)
     times = fixed_grid(sde, eps, method.n_steps, method.data_std, False).times
-    return FlowResult(x, model.nfe, times, value, found.stderr, found.stated)
+    unresolved = unknown_densities(found.stated, problem.d)
+    result = FlowResult(
+        x,
+        model.nfe,
+        times,
+        log_prob=value,
+        stderr=found.stderr,
+        error=found.stated,
+        unresolved=unresolved,
+        reasons=(BY_ERROR,) * len(unresolved),
+    )
+    warn_of_codes(result)
+    return result
 
 
 @outside_inference_mode

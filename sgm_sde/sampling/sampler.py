@@ -18,7 +18,7 @@ from sgm_sde.engine.noise import Generators, Seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.engine.status import Status
 from sgm_sde.grids import Grid, GridRule, TokenGrid
-from sgm_sde.likelihood import along
+from sgm_sde.likelihood import along, checks
 from sgm_sde.likelihood.checks import LikelihoodWarning
 from sgm_sde.likelihood.methods import TRACES, Trace
 from sgm_sde.processes.base import SDE, has_scalar_marginal
@@ -230,7 +230,7 @@ def _warned(result: SampleResult, category: type[Warning] | None, sde: SDE) -> S
         if category is ImplausibleWarning:
             more = f": {advice(sde)}"
         if category is LikelihoodWarning:
-            more = f" of {along.MOST_ERROR:g} nat a dimension: take more calls, or ask log_prob() of x"
+            more = f" of {checks.MOST_ERROR:g} nat a dimension: take more calls, or ask log_prob() of x"
         warn(f"{result.status.message}{more}", category)
     return result
 

@@ -397,3 +397,26 @@ def test_densities_of_codes_need_to_be_asked_for() -> None:
         sg.decode(MIXTURE.score(VP), VP, z, seed=0)
     with pytest.raises(ValueError, match=r"log_prob=True needs method=FixedGrid"):
         sg.decode(MIXTURE.score(VP), VP, z, log_prob=True, method="adaptive")
+
+
+@pytest.mark.parametrize("option", [{"atol": 1e-6}, {"rtol": 1e-3}, {"max_calls": 100}], ids=str)
+def test_densities_of_codes_are_of_one_grid(option: Any) -> None:
+    """What refines it would do nothing."""
+    with pytest.raises(ValueError, match=f"one grid, on which {next(iter(option))}=.* would do nothing: give steps="):
+        sg.decode(
+            MIXTURE.score(VP), VP, torch.zeros(2, *MIXTURE.event_shape), log_prob=True, method=FixedGrid(**option)
+        )
+
+
+def test_densities_of_codes_that_are_not_known() -> None:
+    """Those on too few steps, of a rough score, are named."""
+
+    def noise(x: Tensor, t: Tensor) -> Tensor:
+        return MIXTURE.score(VP).predict("noise", x, t) + 0.3 * (20 * x).sin()
+
+    z = VP.prior_sample((8, *MIXTURE.event_shape), seed=0, dtype=F64)
+    with pytest.warns(LikelihoodWarning, match=r"samples did not come down to the tolerance; .* is .* nats/dim"):
+        found = sg.decode(sg.from_noise(noise, VP), VP, z, log_prob=True, method=FixedGrid(6))
+    assert found.unresolved and not found.status and found.error is not None
+    above = (found.error / 2 > 1).nonzero().flatten().tolist()
+    assert list(found.unresolved) == above
