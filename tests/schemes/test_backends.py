@@ -222,7 +222,7 @@ def test_gradients_through_torchdiffeq() -> None:
     [
         ("torchdiffeq:dopri7", {}, "unknown method of torchdiffeq 'dopri7'; did you mean 'dopri"),
         ("torchsde:srrk", {"steps": 3}, "did you mean 'srk'"),
-        ("scipy:rk45", {}, "did you mean 'RK45'"),
+        ("scipy:rk54", {}, "did you mean 'RK45'"),
         ("torchdyn:dopri5", {}, "unknown library 'torchdyn' .* torchdiffeq, torchsde, scipy"),
         ("torchdiffeq:rk4", {}, "torchdiffeq:rk4 takes even steps: say how many with steps="),
         ("torchdiffeq:rk4", {"steps": 0}, "steps must be an integer of at least 1, got 0"),
