@@ -601,7 +601,7 @@ def run(bed: Bed, solver: Any, nfe: int, grid: Any = None, **options: Any) -> Te
         options: `t_start`, `t_end`, `final`.
     """
     final = options.pop("final", "denoise")
-    found, times, _ = plan(bed.sde, solver, nfe=nfe, grid=grid, final=final, coupled=bed.score.coupled, **options)
+    found, times, _ = plan(bed.sde, solver, nfe=nfe, grid=grid, final=final, **bed.score.traits, **options)
     x = float(bed.sde.sigma(times.times[0])) * bed.noise
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

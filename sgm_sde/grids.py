@@ -17,6 +17,7 @@ from dataclasses import FrozenInstanceError, dataclass, field, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -28,6 +29,7 @@ from sgm_sde._utils.checks import (
     flag,
     has_numbers,
     instance_of,
+    levels_of,
     moment,
     moments,
     number,
@@ -488,7 +490,7 @@ class Widening(LogSNR):
 
     def __repr__(self) -> str:
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        shown = [f"{name}={value if isinstance(value, bool) else f'{value:.6g}'}" for name, value in changed.items()]
+        shown = [f"{name}={f'{value:.6g}' if isinstance(value, float) else value}" for name, value in changed.items()]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __post_init__(self) -> None:
@@ -534,6 +536,8 @@ class Thinned(LogSNR):
         to_data: whether the last step leads from the last level to eps, for solvers that end in the data, which need no
             call there; not where the end is given. Where eps is more than twice that level, the step before leads next
             to eps.
+        jumps: noise levels sigma / alpha at which the score jumps. The nearest node is moved to each that lies between
+            the ends, and the steps to either side are stretched evenly in w.
 
     Raises:
         ValueError: for a number that is not finite or out of range.
@@ -554,6 +558,7 @@ class Thinned(LogSNR):
     near_data: float = 2.0
     clean: float = 0.4
     to_data: bool = False
+    jumps: tuple[float, ...] = ()
 
     width: ClassVar[float] = 1.5  # of the changes, over which steps stay close to their neighbours in length
 
@@ -567,6 +572,7 @@ class Thinned(LogSNR):
         object.__setattr__(self, "near_data", number("near_data", self.near_data, least=self.near_noise, most=FAR))
         object.__setattr__(self, "clean", number("clean", self.clean, least=0, below=1))
         object.__setattr__(self, "to_data", flag("to_data", self.to_data))
+        object.__setattr__(self, "jumps", levels_of("jumps", self.jumps))
 
     def __call__(self, sde: SDE, steps: int, t_start: float | None = None, t_end: float | None = None) -> Grid:
         """The grid; see `GridRule`."""
@@ -603,9 +609,23 @@ class Thinned(LogSNR):
             return self._count(log_snr, thin)
 
         first, last = torch.tensor(self.levels(sde, start, end), dtype=u.dtype, device=u.device)
-        aim = count(first) + u * (count(last) - count(first))
+        whole = count(last) - count(first)
+        jumps = -2 * cpu_float64(self.jumps).log()
+        places = (count(jumps) - count(first)) / whole
+        aim = count(first) + _through(places.tolist(), u) * whole
         times: Tensor = sde.time(_inverse(count, aim, first, last))
         return times
+
+
+def _through(places: Iterable[float], u: Tensor) -> Tensor:
+    """Fractions u in [0, 1] stretched so that the nearest inner ones lie at given places, as far as there are any."""
+    n = len(u) - 1
+    met = sorted(place for place in places if 0 < place < 1)[: n - 1]
+    nodes = [0]
+    for i, place in enumerate(met):
+        room = n - len(met) + i  # for the places still to come
+        nodes.append(min(max(round(place * n), nodes[-1] + 1), room))
+    return torch.as_tensor(np.interp(range(n + 1), [*nodes, n], [0.0, *met, 1.0])).to(u)
 
 
 def _inverse(increasing: Callable[[Tensor], Tensor], aim: Tensor, low: Tensor, high: Tensor) -> Tensor:

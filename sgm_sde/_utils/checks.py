@@ -414,6 +414,16 @@ def reals(option: str, value: object) -> tuple[float, ...]:
     return tuple(real(f"{option}[{i}]", entry) for i, entry in enumerate(entries))
 
 
+def levels_of(option: str, value: object) -> tuple[float, ...]:
+    """Noise levels, each positive and finite, in the order given.
+
+    Raises:
+        TypeError: for what is no sequence of numbers.
+        ValueError: for a level that is not positive and finite.
+    """
+    return tuple(number(f"a level of {option}", level, above=0, most=FAR) for level in reals(option, value))
+
+
 def rows_of(option: str, value: object) -> tuple[tuple[float, ...], ...]:
     """A sequence of sequences of real numbers, of any lengths, as floats.
 

@@ -497,6 +497,11 @@ class Step:
         """Add an evaluation inside the step to the history; the one at its start is there already."""
         self._path.history.append((node, evaluation))
 
+    def forget(self) -> None:
+        """Start anew at this step: nothing that steps before it have left is there any more."""
+        self._path.history.clear()
+        self._path.memory.clear()
+
     def known(self, n: int) -> list[tuple[Node, Form]]:
         """The last n pairs (node, evaluation) of the history, newest first; fewer where there are fewer."""
         return self._path.history[: -n - 1 : -1]

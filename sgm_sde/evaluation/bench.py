@@ -399,7 +399,7 @@ class _Cell:
 
     def identify(self, model: Model) -> tuple[str, JsonObject]:
         """A name that no other cell has, and the specs of solver and grid."""
-        solver, grid, program = plan(model.sde, self.setting, nfe=self.budget, coupled=model.score.coupled)
+        solver, grid, program = plan(model.sde, self.setting, nfe=self.budget, **model.score.traits)
         definition = {"solver": portable(spec(solver)), "grid": portable(spec(grid))}
         table = "" if program is None else program.to_json()
         digest = checksum([definition["solver"], table])[:16]

@@ -162,9 +162,7 @@ def sample(
     if guidance is not None:
         model = replace(model, score=guided(model, guidance, classes), weights="")
 
-    chosen, _, program = plan(
-        model.sde, solver, nfe=nfe, steps=steps, grid=grid, final=final, coupled=model.score.coupled
-    )
+    chosen, _, program = plan(model.sde, solver, nfe=nfe, steps=steps, grid=grid, final=final, **model.score.traits)
     arguments: JsonObject = {"solver": solver, "nfe": nfe, "steps": steps, "grid": grid, "final": final}
     table = None if program is None else program.to_json()
     digest = None if table is None else hashlib.sha256(table.encode()).hexdigest()[:16]

@@ -13,6 +13,7 @@ from sgm_sde.sampling.defaults import (
     WIDEST,
     Setting,
     adams_near_noise,
+    guided_settings,
     settings,
     straight_adams,
     straight_settings,
@@ -54,7 +55,13 @@ AT_MANY_CALLS: Crossed = [
 ]
 
 
-def default_candidates(nfe: int | None = None, data_std: float = 1.0, coupled: bool = False) -> tuple[Setting, ...]:
+def default_candidates(
+    nfe: int | None = None,
+    data_std: float = 1.0,
+    coupled: bool = False,
+    guided: bool = False,
+    jumps: Sequence[float] = (),
+) -> tuple[Setting, ...]:
     """Default candidates of `pilot` at a budget, those of all budgets if none is given.
 
     Chosen on half of the test beds of `python -m benchmarks.defaults`, as settings that are near the best on some of
@@ -67,6 +74,8 @@ def default_candidates(nfe: int | None = None, data_std: float = 1.0, coupled: b
         nfe: the budget of network calls.
         data_std: scale of the data, in whose units the candidates' own levels of noise are.
         coupled: whether they are for a flow of coupled pairs, whose defaults are then among them.
+        guided: whether they are for a guided score, whose default is then among them.
+        jumps: noise levels at which the score jumps; the default for such a score is then among them.
 
     Raises:
         ValueError: for a budget below 1, or a scale below 1e-6 or above 100 000.
@@ -76,7 +85,7 @@ def default_candidates(nfe: int | None = None, data_std: float = 1.0, coupled: b
         True
     """
     if nfe is None:
-        by_budget = (default_candidates(calls, data_std, coupled) for calls in (1, SOME, MANY))
+        by_budget = (default_candidates(calls, data_std, coupled, guided, jumps) for calls in (1, SOME, MANY))
         return tuple(dict.fromkeys(itertools.chain.from_iterable(by_budget)))
     nfe = check_integer("nfe", nfe)
     data = _Scaled(number("data_std", data_std, least=NARROWEST, most=WIDEST))
@@ -89,6 +98,8 @@ def default_candidates(nfe: int | None = None, data_std: float = 1.0, coupled: b
         crossed = data.many_calls()
 
     found = [*settings(data.std), *(straight_settings(data.std) if flag("coupled", coupled) else ())]
+    if flag("guided", guided) or jumps:
+        found += [*guided_settings(data.std), *guided_settings(data.std, jumps)]
     for solvers, rules in crossed:
         found += [Setting(solver, rule) for solver in solvers for rule in rules]
     return tuple(dict.fromkeys(found))

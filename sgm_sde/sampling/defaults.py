@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sgm_sde._utils.cache import cached
@@ -140,18 +141,7 @@ def settings(data_std: float = 1.0) -> tuple[Setting, ...]:
         4
     """
     fewest = adams_near_noise(3, 3, data_std, centred_below=CENTRED_BELOW, final_nodes=FINAL_NODES)
-    few, some = (
-        adams_near_noise(
-            nodes,
-            nodes,
-            data_std,
-            no_signal_above=NO_SIGNAL_GUIDED,
-            linear_below=LINEAR_GUIDED,
-            centred_below=CENTRED_BELOW,
-            final_nodes=FINAL_NODES,
-        )
-        for nodes in (3, 5)
-    )
+    few, some = (_adams_far_out(nodes, nodes, data_std) for nodes in (3, 5))
     many = adams_near_noise(5, 5, data_std, lower_final=False)
 
     of_few = Thinned(even=16.0, data_std=data_std, to_data=True)
@@ -161,8 +151,60 @@ def settings(data_std: float = 1.0) -> tuple[Setting, ...]:
     return Setting(fewest, of_fewest), Setting(few, of_few), Setting(some, of_some), Setting(many, of_many)
 
 
+def guided_settings(data_std: float = 1.0, jumps: Sequence[float] = ()) -> tuple[Setting, ...]:
+    """The settings for guided scores on data of a scale: the first two of `settings`, then ones for 8, 16 and 30 calls.
+
+    Strong guidance makes the flow stiff, where correctors through many evaluations are not stable: more calls err more.
+    From 8 calls on these go through two evaluations and correct through three. Where the score jumps they start anew,
+    and the steps in between are shorter.
+
+    Args:
+        data_std: the scale.
+        jumps: noise levels at which the score jumps.
+
+    Raises:
+        ValueError: for a scale below 1e-6 or above 100 000.
+
+    Examples:
+        >>> [setting.solver.nodes for setting in guided_settings()]
+        [3, 3, 2, 2, 2]
+    """
+    fewest, few, some, _ = settings(data_std)
+    adams = _adams_far_out(2, 3, data_std)
+    of_few, of_some = few.grid, some.grid
+    assert isinstance(of_few, Thinned) and isinstance(of_some, Thinned)
+    if jumps:
+        rules = [replace(of_some, even=100.0, clean=0.8)] * 3
+    else:
+        rules = [replace(of_few, even=30.0), of_some, replace(of_some, even=45.0)]
+    return tuple(across(setting, jumps) for setting in (fewest, few, *(Setting(adams, rule) for rule in rules)))
+
+
+def _adams_far_out(nodes: int, corrector: int, data_std: float) -> ExponentialAdams:
+    """Adams' method on long steps, for samples that guidance throws far out."""
+    return adams_near_noise(
+        nodes,
+        corrector,
+        data_std,
+        no_signal_above=NO_SIGNAL_GUIDED,
+        linear_below=LINEAR_GUIDED,
+        centred_below=CENTRED_BELOW,
+        final_nodes=FINAL_NODES,
+    )
+
+
+def across(setting: Setting, jumps: Sequence[float]) -> Setting:
+    """A setting whose polynomials do not go across jumps of the score, with a node at each where its grid can."""
+    if not jumps or not isinstance(setting.solver, ExponentialAdams):
+        return setting
+    grid = replace(setting.grid, jumps=tuple(jumps)) if isinstance(setting.grid, Thinned) else setting.grid
+    return Setting(setting.solver.with_jumps(jumps), grid)
+
+
 SETTINGS = settings()
+GUIDED = guided_settings()
 BOUNDS = (FEW, SOME, MANY)
+GUIDED_BOUNDS = (FEW, 8, SOME, MANY)
 
 
 def straight_adams(nodes: int, corrector: int | None = None) -> ExponentialAdams:
@@ -225,6 +267,8 @@ def default_setting(
     t_end: float | None = None,
     data_std: float | None = None,
     coupled: bool = False,
+    guided: bool = False,
+    jumps: Sequence[float] = (),
 ) -> Setting:
     """The solver and grid that `sample` takes when none is named, by the budget of network calls.
 
@@ -249,6 +293,8 @@ def default_setting(
             the noise level at eps, or a 2000th of the prior's standard deviation, and a quarter of the noise level at
             T. Where the data's own is below 0.2 or above 5, what is returned for it errs several times less.
         coupled: whether the network is a flow of coupled pairs of data and noise, as the score says.
+        guided: whether guidance has changed the score, as the score says.
+        jumps: noise levels sigma / alpha at which the score jumps, as it says.
 
     Raises:
         TypeError: for something that is no process, or a time or scale that is no number.
@@ -275,15 +321,23 @@ def default_setting(
         return Setting("heun2")
 
     if not all(math.isfinite(float(sde.log_snr(t))) for t in times if 0 <= t <= sde.T):
-        return Setting("rectified2")
+        return across(Setting("rectified2"), jumps)
     if data_std is None:
         data_std = _scale_of_data(sde)
     if coupled:
         few, more = straight_settings(data_std)
-        return few if budget < OF_THREE else more
-    by_budget = SETTINGS if data_std == 1 else settings(data_std)
-    chosen = by_budget[bisect_right(BOUNDS, budget)]
+        return across(few if budget < OF_THREE else more, jumps)
+    chosen = _by_budget(budget, data_std, flag("guided", guided), tuple(jumps))
     return chosen if t_end is None else _to_a_given_end(chosen)
+
+
+def _by_budget(budget: int, data_std: float, guided: bool, jumps: tuple[float, ...]) -> Setting:
+    """The setting for a budget, on data of a scale."""
+    if guided or jumps:
+        by_budget = guided_settings(data_std, jumps) if jumps or data_std != 1 else GUIDED
+        return by_budget[bisect_right(GUIDED_BOUNDS, budget)]
+    by_budget = settings(data_std) if data_std != 1 else SETTINGS
+    return by_budget[bisect_right(BOUNDS, budget)]
 
 
 @cached(maxsize=64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sgm_sde import grids
 from sgm_sde._utils.checks import check_integer, described, moment, one_of
@@ -13,7 +14,10 @@ from sgm_sde.processes.base import SDE, Missing, require_sde
 from sgm_sde.sampling.defaults import Setting, default_final, default_setting
 from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
 from sgm_sde.schemes.base import called
-from sgm_sde.scores.score import Score, require_score
+from sgm_sde.scores.score import Score, Traits, require_score
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 DEFAULT_NFE = 50
 FINALS = ("denoise", "mean", "none")
@@ -31,7 +35,9 @@ class StepArguments:
         t_start: where to start.
         t_end: where to end.
         final: what to return at the end.
-        coupled: whether the network is a flow of coupled pairs, for which the default is another.
+        coupled: see `default_setting`; so are the others.
+        guided: whether guidance has changed the score.
+        jumps: noise levels at which the score jumps.
     """
 
     solver: Solver | AdaptiveSolver | Setting | str | None = None
@@ -42,6 +48,8 @@ class StepArguments:
     t_end: float | None = None
     final: str | None = None
     coupled: bool = False
+    guided: bool = False
+    jumps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, Setting) and self.nfe is None and self.steps is None:
@@ -92,7 +100,8 @@ class StepArguments:
 
         if solver is None:
             budget = self.nfe if self.steps is None else check_integer("steps", self.steps) + 1
-            solver = default_setting(sde, budget, t_start, t_end, coupled=self.coupled)
+            traits: Traits = {"coupled": self.coupled, "guided": self.guided, "jumps": self.jumps}
+            solver = default_setting(sde, budget, t_start, t_end, **traits)
         if isinstance(solver, Setting):
             return solver.solver, solver.grid if self.grid is None else self.grid
         return resolve_any(solver), self.grid
@@ -187,12 +196,12 @@ def plan(
     t_start: float | None = None,
     t_end: float | None = None,
     final: str | None = None,
-    coupled: bool = False,
+    **traits: Unpack[Traits],
 ) -> tuple[Solver | AdaptiveSolver, Grid, Program | None]:
     """The solver, the grid and the table that `sample` runs for the same arguments.
 
-    A solver that finds its own steps has no table, and its grid is the two ends. The default for flows of coupled pairs
-    is that of `coupled=True`.
+    A solver that finds its own steps has no table, and its grid is the two ends. The default also depends
+    on `score.traits`, where there are any.
 
     Raises:
         ValueError: for arguments out of range or unknown names.
@@ -204,7 +213,7 @@ def plan(
         >>> solver.name, grid.steps, program.nfe
         ('heun', 9, 18)
     """
-    return StepArguments(solver, nfe, steps, grid, t_start, t_end, final, coupled).plan(sde)
+    return StepArguments(solver, nfe, steps, grid, t_start, t_end, final, **traits).plan(sde)
 
 
 def final_update(sde: SDE, final: str | None) -> str:

@@ -479,7 +479,7 @@ class Race:
 
     def candidates(self, budget: int) -> list[Setting]:
         """The default candidates at a budget that are possible."""
-        return self.possible(default_candidates(budget, self.data_std, self.score.coupled), budget)
+        return self.possible(default_candidates(budget, self.data_std, **self.score.traits), budget)
 
     def possible(self, settings: Sequence[Setting], budget: int) -> list[Setting]:
         """Those whose solver can make a step within a budget, on a grid that the process has; each run once."""

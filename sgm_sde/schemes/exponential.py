@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from sgm_sde._utils.checks import (
     FAR,
     check_integer,
     ends_of,
+    levels_of,
     number,
     one_of,
     real,
@@ -26,6 +27,7 @@ from sgm_sde.engine.node import Node
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.engine.quadrature import interpolatory_weights
+from sgm_sde.engine.times import ROUNDING
 from sgm_sde.processes.base import SDE
 from sgm_sde.schemes.base import Solver
 from sgm_sde.schemes.linear_part import PARTS, SPARE, VARIABLES, VARIANTS, DataPart, Known, LinearPart, separated
@@ -247,6 +249,9 @@ class ExponentialAdams(Exponential):
     $y(s) = x/\alpha$ the estimate $D = y - s\,y'$ has no term linear in s. Estimates that are all the same are met
     exactly; with m = 1 it is the estimate at the step's start.
 
+    Where the score jumps at known noise levels, as guidance in an interval does, no polynomial goes across: `jumps`
+    are levels at which the method starts cold once more, without what it has evaluated above them.
+
     One network call per step.
 
     Args:
@@ -258,9 +263,11 @@ class ExponentialAdams(Exponential):
             roughness costs more than the order gains.
         final_nodes: evaluations that the sample is made from at the end; 0 to end in a state.
         centred_below: noise level sigma / alpha from which on v is interpolated about a data estimate; None for never.
+        jumps: noise levels sigma / alpha at which the score jumps; an evaluation at one of them is of the levels below.
 
     Raises:
-        ValueError: for options out of range, or a warm start where it changes nothing or where there is noise.
+        ValueError: for options out of range, a warm start where it changes nothing or where there is noise, or jumps
+            with a warm start.
 
     Source: Zhang & Chen, 2023, arXiv:2204.13902; Lu et al., 2022, arXiv:2211.01095; Zhao et al., 2023,
     arXiv:2302.04867; Xue et al., 2023, arXiv:2309.05019.
@@ -278,6 +285,7 @@ class ExponentialAdams(Exponential):
     lower_final: bool | None = False
     final_nodes: int = 0
     centred_below: float | None = None
+    jumps: tuple[float, ...] = ()
     name: str = "exponential-adams"
     source: str = "Zhang & Chen, 2023, arXiv:2204.13902"
 
@@ -300,6 +308,9 @@ class ExponentialAdams(Exponential):
                 raise ValueError(f"centred_below acts on v-prediction, got it with {self.prediction}")
         if self.start == "warm" and self.stochastic:
             raise ValueError("start='warm' is for deterministic solvers")
+        settle(self, jumps=levels_of("jumps", self.jumps))
+        if self.start == "warm" and self.jumps:
+            raise ValueError(f"jumps={self.jumps} go with start='cold': after each the method starts once more")
         if self.start == "warm" and not self._inner:
             raise ValueError(f"start='warm' changes nothing at order {self._potential}")
 
@@ -334,6 +345,11 @@ class ExponentialAdams(Exponential):
         """Without `final_nodes`, in the name neither."""
         return replace(self, final_nodes=0, name=self.name.removesuffix(f"-final{self.final_nodes}"))
 
+    def with_jumps(self, jumps: Sequence[float]) -> ExponentialAdams:
+        """Starting anew at these noise levels, which its name then has too."""
+        name = "-".join([self.name, "jumps", *(f"{jump:g}" for jump in jumps)])
+        return replace(self, jumps=tuple(jumps), name=name)
+
     @property
     def weak_order(self) -> int | None:
         """At most 2."""
@@ -366,6 +382,14 @@ class ExponentialAdams(Exponential):
         part, before, used, centre = predicted
         nodes: Known = [*self._about(centre, [(k.start, newest)]), *used][: self.corrector]
         return k.x + part.integral(before, k.start, nodes) - part.integral(before, k.start, used)
+
+    def _beyond_a_jump(self, k: Step) -> bool:
+        """True if a jump lies between the evaluation before this step and the one at its start."""
+        if not (self.jumps and k.i):
+            return False
+        level = k.start.noise_level
+        before = k.previous(0)[0].noise_level
+        return any(level <= jump * (1 + ROUNDING) < before for jump in self.jumps)
 
     def _nodes_at(self, k: Step) -> int:
         """Number of evaluations that a step uses."""
@@ -424,6 +448,8 @@ class ExponentialAdams(Exponential):
 
     def step(self, k: Step) -> Form:
         """The state at the step's end, by the formula above."""
+        if self._beyond_a_jump(k):
+            k.forget()
         if self.ends_in_data and k.i == k.n - 1:
             return self._sample(k)
         if k.i >= k.n - self.final_nodes:

@@ -103,6 +103,23 @@ class GuidedScore(Score):
         return self.parts[0].parameter
 
     @property
+    def _changes(self) -> bool:
+        """True unless the scale is everywhere that of no guidance."""
+        return self.scale != self._neutral
+
+    @property
+    def guided(self) -> bool:
+        """True if the scale is another than that of no guidance, here or in a part."""
+        return self._changes or super().guided
+
+    @property
+    def jumps(self) -> tuple[float, ...]:
+        """Noise levels sigma / alpha at which it is known to jump: the ends of intervals of guidance, falling."""
+        ends = self.interval if self.interval is not None and self._changes else ()
+        own = {end for end in ends if 0 < end <= FAR}
+        return tuple(sorted(own.union(super().jumps), reverse=True))
+
+    @property
     def dtype(self) -> torch.dtype | None:
         """Dtype of the first score's network input."""
         return self.parts[0].dtype

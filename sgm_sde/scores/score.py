@@ -53,6 +53,14 @@ class FlowOptions(ScoreOptions, total=False):
     coupled: bool
 
 
+class Traits(TypedDict, total=False):
+    """What the default solver depends on in a score; see `sampling.defaults.default_setting`."""
+
+    coupled: bool
+    guided: bool
+    jumps: tuple[float, ...]
+
+
 class Score(Value, ReachesNetwork):
     r"""A network with the knowledge of what it predicts: callable as the score $s(x, t)$.
 
@@ -139,6 +147,22 @@ class Score(Value, ReachesNetwork):
     def coupled(self) -> bool:
         """True for a flow of coupled pairs, which gives no score, and what is made of one."""
         return self._coupled or any(part.coupled for part in self.parts)
+
+    @property
+    def guided(self) -> bool:
+        """True for a score that guidance has changed, and what is made of one."""
+        return any(part.guided for part in self.parts)
+
+    @property
+    def jumps(self) -> tuple[float, ...]:
+        """Noise levels sigma / alpha at which it is known to jump: the ends of intervals of guidance, falling."""
+        found = {level for part in self.parts for level in part.jumps}
+        return tuple(sorted(found, reverse=True))
+
+    @property
+    def traits(self) -> Traits:
+        """What the default solver depends on."""
+        return {"coupled": self.coupled, "guided": self.guided, "jumps": self.jumps}
 
     @property
     def null_label(self) -> object:

@@ -1,0 +1,150 @@
+"""The default on guided scores: stable where guidance is strong, and exact across the ends of its interval."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import sgm_sde as sg
+from sgm_sde.sampling.candidates import default_candidates
+from sgm_sde.schemes import ExponentialAdams
+from sgm_sde.scores.guidance import ClassifierFree, Interval, Thresholded, Weakened
+
+# Methods that are not stable throw samples out, and say so.
+pytestmark = pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")
+
+F64 = torch.float64
+PROCESSES = [sg.VPSDE(), sg.EDMSDE(), sg.RectifiedFlowSDE()]
+NARROW, WIDE = 0.2, 1.0  # standard deviations of a class and of all data, each around 0
+SCALE = 15.0
+INTERVAL = (0.3, 5.0)
+
+
+def network(x: torch.Tensor, level: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The data estimate of Gaussian data around 0, narrow for the class 0, from x / alpha."""
+    std = torch.where(y == 0, NARROW, WIDE).to(x)
+    return (std**2 / (std**2 + level**2))[:, None] * x
+
+
+def guided(sde: sg.LinearSDE, interval: Interval | None = None, scale: float = SCALE) -> ClassifierFree:
+    scale_in = lambda t: 1 / sde.alpha(t)  # noqa: E731
+    score = sg.from_denoiser(network, sde, time_label=sg.time_labels.noise_level(sde), input_scale=scale_in)
+    return ClassifierFree(score, scale, {"y": 1}, interval=interval)
+
+
+def end_of_flow(score: ClassifierFree, x: torch.Tensor, interval: Interval = (0.0, math.inf)) -> torch.Tensor:
+    """The sample, by the integral of d log y / d log s = 1 - D / y, which depends on the level s alone."""
+    sde = score.sde
+    start, end = (math.exp(-float(sde.log_snr(torch.tensor(t, dtype=F64))) / 2) for t in (sde.T, sde.eps))
+    start = min(start, 1e8)  # beyond it the state is pure noise
+    levels = torch.linspace(math.log(end), math.log(start), 400_001, dtype=F64).exp()
+
+    def estimate(s: torch.Tensor) -> torch.Tensor:
+        narrow, wide = (std**2 / (std**2 + s**2) for std in (NARROW, WIDE))
+        inside = (s > interval[0]) & (s <= interval[1])
+        return torch.where(inside, wide + score.scale * (narrow - wide), narrow)
+
+    rate = 1 - estimate(levels)
+    growth = torch.trapezoid(rate, levels.log())
+    return estimate(levels[:1]) * (-growth).exp() * start * x / float(sde.sigma(sde.T))
+
+
+def error(score: ClassifierFree, nfe: int, solver: object = None, interval: Interval = (0.0, math.inf)) -> float:
+    """Error relative to the spread of the class."""
+    x = score.sde.prior_sample((8, 2), seed=0, dtype=F64)
+    kwargs = {"y": torch.zeros(8, dtype=torch.long)}
+    found = sg.sample(score, score.sde, x_T=x, nfe=nfe, solver=solver, model_kwargs=kwargs).x
+    return float((found - end_of_flow(score, x, interval)).square().mean().sqrt()) / NARROW
+
+
+@pytest.mark.parametrize("sde", PROCESSES, ids=str)
+def test_more_calls_err_less_under_strong_guidance(sde: sg.LinearSDE) -> None:
+    found = [error(guided(sde, scale=7.5), nfe) for nfe in (20, 35, 50)]
+    assert found[2] < found[1] < found[0]
+    assert found[2] < 1e-3
+
+
+def test_the_default_of_other_scores_is_not_stable_where_that_of_guided_ones_is() -> None:
+    score = guided(PROCESSES[0])
+    assert error(score, 50) < 1e-2
+    assert error(score, 50, sg.defaults.default_setting(score.sde, 50)) > 1
+
+
+@pytest.mark.parametrize("nfe", [35, 50])
+@pytest.mark.parametrize("sde", PROCESSES[:2], ids=str)
+def test_an_interval_costs_no_more_than_it_costs_a_method_of_short_history(sde: sg.LinearSDE, nfe: int) -> None:
+    score = guided(sde, INTERVAL, scale=7.5)
+    assert error(score, nfe, None, INTERVAL) < 2 * error(score, nfe, "rectified2", INTERVAL)
+
+
+@pytest.mark.parametrize("sde", PROCESSES, ids=str)
+def test_the_default_goes_across_no_end_of_an_interval(sde: sg.LinearSDE) -> None:
+    score = guided(sde, INTERVAL, scale=7.5)
+    assert error(score, 50, None, INTERVAL) < 2e-3
+    assert error(score, 50, sg.defaults.default_setting(sde, 50), INTERVAL) > 1
+
+
+@pytest.mark.parametrize("sde", PROCESSES, ids=str)
+@pytest.mark.parametrize("nodes", [2, 4])
+def test_data_that_jump_at_a_level_are_met_exactly_by_a_solver_that_knows_it(sde: sg.LinearSDE, nodes: int) -> None:
+    """The estimate is 1 above the level b and -1 from b on: y = D + s / s_0 (y_0 - D), one piece after the other."""
+    b = 0.7
+    level = sg.time_labels.noise_level(sde)
+    score = sg.from_denoiser(lambda x, t: torch.where(level(t) > b * (1 + 1e-5), 1.0, -1.0).to(x)[:, None], sde)
+    solver = ExponentialAdams(nodes=nodes, corrector=nodes, jumps=(b,))
+    grid = sg.grids.Thinned(jumps=(b,))(sde, 12)
+
+    start, end = sde.nodes((grid.times[0], grid.times[-1]))
+    x = sde.prior_sample((3, 1), seed=0, dtype=F64)
+    at_b = 1 + b / start.noise_level * (x / start.alpha - 1)
+    exact = end.alpha * (-1 + end.noise_level / b * (at_b + 1))
+    assert any(math.isclose(node.noise_level, b) for node in sde.nodes(grid.times))
+    found, blind = (
+        sg.sample(score, sde, x_T=x, solver=of, grid=grid, final="none").x
+        for of in (solver, ExponentialAdams(nodes=nodes, corrector=nodes))
+    )
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-9)
+    assert (blind - exact).abs().min() > 1e-4
+
+
+def test_jumps_are_refused_where_they_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"a level of jumps must be .*, got 0"):
+        ExponentialAdams(nodes=3, jumps=(0.0,))
+    with pytest.raises(ValueError, match=r"jumps=\(1\.0,\) go with start='cold'"):
+        ExponentialAdams(nodes=3, start="warm", jumps=(1.0,))
+    with pytest.raises(TypeError, match="jumps must be a sequence of numbers, got 3"):
+        sg.grids.Thinned(jumps=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 9])
+def test_a_grid_has_a_node_at_each_jump_as_long_as_it_has_inner_ones(steps: int) -> None:
+    sde = sg.EDMSDE()
+    jumps = (5.0, 4.9, 0.3)
+    times = sg.grids.Thinned(last=0.1, jumps=jumps)(sde, steps).times
+    met = [any(math.isclose(t, jump) for t in times) for jump in jumps]
+    assert sum(met) == min(steps - 1, len(jumps))
+    assert len(times) == steps + 1
+    beyond = sg.grids.Thinned(jumps=(90.0, 1e-5))(sde, steps)
+    assert beyond == sg.grids.Thinned()(sde, steps)
+
+
+def test_scores_tell_where_they_jump_and_whether_they_are_guided() -> None:
+    sde = sg.EDMSDE()
+    plain = guided(sde).parts[0]
+    assert plain.traits == {"coupled": False, "guided": False, "jumps": ()}
+    assert guided(sde, INTERVAL, scale=1.0).traits == plain.traits
+    assert guided(sde).traits == {"coupled": False, "guided": True, "jumps": ()}
+    assert guided(sde, (0.0, math.inf)).jumps == ()
+
+    score = Weakened(guided(sde, INTERVAL), plain, 2.0, interval=(0.3, 1.0))
+    assert Thresholded(score).traits == {"coupled": False, "guided": True, "jumps": (5.0, 1.0, 0.3)}
+
+
+@pytest.mark.parametrize("nfe", [5, 8, 20, 50])
+def test_the_default_for_a_guided_score_is_among_the_candidates_of_a_pilot(nfe: int) -> None:
+    traits = guided(sg.VPSDE(), INTERVAL).traits
+    setting = sg.defaults.default_setting(sg.VPSDE(), nfe, **traits)
+    assert setting.solver.jumps == setting.grid.jumps == (5.0, 0.3)
+    assert setting in default_candidates(nfe, **traits)
