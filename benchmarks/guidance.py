@@ -4,8 +4,8 @@
 
 Samples of the shipped class-conditional network, labels in turn. `free` is classifier-free guidance at every noise
 level, `interval` the same at noise levels from 0.2 to 3 only, where the guided score jumps in time: once by the solver
-named and once by the default, of order 5. Distances are Frechet distances, in the classifier's features, to held-out
-images; rows are what the network saw for one sample.
+named and once by the default, which starts anew there. Distances are Frechet distances, in the classifier's features,
+to held-out images; rows are what the network saw for one sample.
 """
 
 from __future__ import annotations

@@ -277,9 +277,14 @@ def default_setting(
     `grids.Thinned`, which spans the whole process with the longest steps near pure noise: through three evaluations,
     from 16 calls on five. Below 30 calls the last steps use ever fewer, and the sample is made from the last three at
     once, unless the end is given. All of it was chosen on half of the test beds of `python -m benchmarks.defaults`,
-    which prints what it reaches on the other half, on networks of other recipes and on strong guidance. Where a
-    given time has no finite log-SNR (alpha = 0 or sigma = 0), the default is Adams' method in the coordinates of
-    rectified flow on the process' own grid. For flows of coupled pairs it is that method with a corrector on
+    which prints what it reaches on the other half, and on networks of other recipes.
+
+    Guidance makes the flow stiff: for a guided score it is from 8 calls on Adams' method through two evaluations,
+    corrected through three. Where the score jumps, at the ends of an interval of guidance, there are nodes, at which
+    the method starts anew. Chosen on half of the cells of `python -m benchmarks.guided_defaults`.
+
+    Where a given time has no finite log-SNR (alpha = 0 or sigma = 0), the default is Adams' method in the coordinates
+    of rectified flow on the process' own grid. For flows of coupled pairs it is that method with a corrector on
     `Thinned`, chosen on half of the networks of `python -m benchmarks.coupled_flows`. For a process with a matrix it is
     gDDIM, through three evaluations from 8 calls on, chosen on one half of the beds of `python -m
     benchmarks.cld_defaults`; to the end at t = 0, and for a nonlinear process, it is Heun's method in time.

@@ -64,7 +64,7 @@ def sample_tokens(
         raise ValueError(f"the grid starts at t={highest}, beyond T={sde.T}")
 
     if solver is None:
-        solver = default_setting(sde, grid.steps + 1, t_end=sde.eps, coupled=score.coupled).solver
+        solver = default_setting(sde, grid.steps + 1, t_end=sde.eps, **score.traits).solver
     method = _method(solver)
     dtype, seeds, states = _start(score, sde, grid, start)
     if score.dtype is None and dtype in (torch.float16, torch.bfloat16):

@@ -343,7 +343,7 @@ class ExponentialAdams(Exponential):
 
     def ending_in_a_state(self) -> Solver:
         """Without `final_nodes`, in the name neither."""
-        return replace(self, final_nodes=0, name=self.name.removesuffix(f"-final{self.final_nodes}"))
+        return replace(self, final_nodes=0, name=self.name.replace(f"-final{self.final_nodes}", ""))
 
     def with_jumps(self, jumps: Sequence[float]) -> ExponentialAdams:
         """Starting anew at these noise levels, which its name then has too."""
@@ -385,11 +385,8 @@ class ExponentialAdams(Exponential):
 
     def _beyond_a_jump(self, k: Step) -> bool:
         """True if a jump lies between the evaluation before this step and the one at its start."""
-        if not (self.jumps and k.i):
-            return False
         level = k.start.noise_level
-        before = k.previous(0)[0].noise_level
-        return any(level <= jump * (1 + ROUNDING) < before for jump in self.jumps)
+        return any(level <= jump * (1 + ROUNDING) < node.noise_level for jump in self.jumps for node, _ in k.known(1))
 
     def _nodes_at(self, k: Step) -> int:
         """Number of evaluations that a step uses."""

@@ -314,8 +314,8 @@ class ClassifierFree(Extrapolation):
         negative: arguments of the other branch, in the place of those of the call, instead of `null`: tensors of B
             rows, or of one row that all samples share; other values as they are.
         interval: noise levels sigma / alpha, above the first and up to the second, at which there is guidance; plain
-            conditional sampling elsewhere. All if not given. The guided score then jumps in time, which multistep
-            solvers of high order carry on.
+            conditional sampling elsewhere. All if not given. The guided score then jumps in time, which named
+            multistep solvers carry on; the default starts anew there.
 
     Raises:
         ValueError: for a network without a null label when `null` is not given or empty; at a call, if a condition of

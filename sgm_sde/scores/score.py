@@ -54,7 +54,7 @@ class FlowOptions(ScoreOptions, total=False):
 
 
 class Traits(TypedDict, total=False):
-    """What the default solver depends on in a score; see `sampling.defaults.default_setting`."""
+    """The traits of a score that the default solver depends on; see `sampling.defaults.default_setting`."""
 
     coupled: bool
     guided: bool
@@ -161,7 +161,7 @@ class Score(Value, ReachesNetwork):
 
     @property
     def traits(self) -> Traits:
-        """What the default solver depends on."""
+        """Those that the default solver depends on."""
         return {"coupled": self.coupled, "guided": self.guided, "jumps": self.jumps}
 
     @property
