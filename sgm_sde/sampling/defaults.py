@@ -170,7 +170,7 @@ def guided_settings(data_std: float = 1.0, jumps: Sequence[float] = ()) -> tuple
         [3, 3, 2, 2, 2]
     """
     fewest, few, some, _ = settings(data_std)
-    adams = _adams_far_out(2, 3, data_std)
+    adams = _adams_far_out(2, 3, data_std, centred_below=None)
     of_few, of_some = few.grid, some.grid
     assert isinstance(of_few, Thinned) and isinstance(of_some, Thinned)
     if jumps:
@@ -180,7 +180,9 @@ def guided_settings(data_std: float = 1.0, jumps: Sequence[float] = ()) -> tuple
     return tuple(across(setting, jumps) for setting in (fewest, few, *(Setting(adams, rule) for rule in rules)))
 
 
-def _adams_far_out(nodes: int, corrector: int, data_std: float) -> ExponentialAdams:
+def _adams_far_out(
+    nodes: int, corrector: int, data_std: float, centred_below: float | None = CENTRED_BELOW
+) -> ExponentialAdams:
     """Adams' method on long steps, for samples that guidance throws far out."""
     return adams_near_noise(
         nodes,
@@ -188,13 +190,25 @@ def _adams_far_out(nodes: int, corrector: int, data_std: float) -> ExponentialAd
         data_std,
         no_signal_above=NO_SIGNAL_GUIDED,
         linear_below=LINEAR_GUIDED,
-        centred_below=CENTRED_BELOW,
+        centred_below=centred_below,
         final_nodes=FINAL_NODES,
     )
 
 
 def across(setting: Setting, jumps: Sequence[float]) -> Setting:
-    """A setting whose polynomials do not go across jumps of the score, with a node at each where its grid can."""
+    """A setting whose polynomials do not go across jumps of the score, with a node at each where its grid can.
+
+    Args:
+        setting: the setting; one whose solver knows of no jumps is left as it is.
+        jumps: noise levels at which the score jumps.
+
+    Raises:
+        ValueError: for a level that is not positive and finite.
+
+    Examples:
+        >>> across(SETTINGS[0], [3.0]).grid.jumps
+        (3.0,)
+    """
     if not jumps or not isinstance(setting.solver, ExponentialAdams):
         return setting
     grid = replace(setting.grid, jumps=tuple(jumps)) if isinstance(setting.grid, Thinned) else setting.grid
