@@ -90,17 +90,10 @@ def default_candidates(
     nfe = check_integer("nfe", nfe)
     data = _Scaled(number("data_std", data_std, least=NARROWEST, most=WIDEST))
 
-    if nfe < SOME:
-        crossed = data.few_calls()
-    elif nfe < MANY:
-        crossed = data.some_calls()
-    else:
-        crossed = data.many_calls()
-
     found = [*settings(data.std), *(straight_settings(data.std) if flag("coupled", coupled) else ())]
     if flag("guided", guided) or jumps:
         found += [*guided_settings(data.std), *guided_settings(data.std, jumps)]
-    for solvers, rules in crossed:
+    for solvers, rules in data.at(nfe):
         found += [Setting(solver, rule) for solver in solvers for rule in rules]
     return tuple(dict.fromkeys(found))
 
@@ -116,6 +109,12 @@ class _Scaled:
     """Candidates for data of a scale."""
 
     std: float
+
+    def at(self, nfe: int) -> Crossed:
+        """Those for a budget."""
+        if nfe < SOME:
+            return self.few_calls()
+        return self.some_calls() if nfe < MANY else self.many_calls()
 
     def few_calls(self) -> Crossed:
         straight = RectifiedAdams(3, start="cold", lower_final=False)

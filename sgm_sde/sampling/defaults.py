@@ -338,7 +338,20 @@ def default_setting(
         return few if budget < OF_HISTORY else more
     if not has_scalar_marginal(sde):
         return Setting("heun2")
+    chosen = _linear_setting(sde, budget, times, data_std, coupled, flag("guided", guided), tuple(jumps))
+    return chosen if t_end is None else _to_a_given_end(chosen)
 
+
+def _linear_setting(
+    sde: SDE,
+    budget: int,
+    times: Sequence[float],
+    data_std: float | None,
+    coupled: bool,
+    guided: bool,
+    jumps: tuple[float, ...],
+) -> Setting:
+    """The setting for a process of noise levels, to an end that is not given."""
     if not all(math.isfinite(float(sde.log_snr(t))) for t in times if 0 <= t <= sde.T):
         return across(Setting("rectified2"), jumps)
     if data_std is None:
@@ -346,8 +359,7 @@ def default_setting(
     if coupled:
         few, more = straight_settings(data_std)
         return across(few if budget < OF_THREE else more, jumps)
-    chosen = _by_budget(budget, data_std, flag("guided", guided), tuple(jumps))
-    return chosen if t_end is None else _to_a_given_end(chosen)
+    return _by_budget(budget, data_std, guided, jumps)
 
 
 def _by_budget(budget: int, data_std: float, guided: bool, jumps: tuple[float, ...]) -> Setting:
@@ -385,5 +397,5 @@ def _given_times(sde: SDE, t_start: float | None, t_end: float | None) -> list[f
 
 def _to_a_given_end(setting: Setting) -> Setting:
     """A default whose last call is at the end, and not before it."""
-    assert isinstance(setting.grid, Thinned)
-    return Setting(setting.solver.ending_in_a_state(), replace(setting.grid, to_data=False))
+    grid = replace(setting.grid, to_data=False) if isinstance(setting.grid, Thinned) else setting.grid
+    return Setting(setting.solver.ending_in_a_state(), grid)

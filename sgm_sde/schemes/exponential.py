@@ -302,13 +302,22 @@ class ExponentialAdams(Exponential):
                 f"final_nodes={self.final_nodes} is for deterministic solvers of the variant 'exact', "
                 f"got eta={self.eta!r} and variant={self.variant!r}"
             )
-        if self.centred_below is not None:
-            settle(self, centred_below=number("centred_below", self.centred_below, above=0, most=FAR))
-            if self.prediction != "v":
-                raise ValueError(f"centred_below acts on v-prediction, got it with {self.prediction}")
+        self._settle_levels()
+        self._check_start()
+
+    def _settle_levels(self) -> None:
+        """Noise levels: in range, and none that acts on nothing."""
+        settle(self, jumps=levels_of("jumps", self.jumps))
+        if self.centred_below is None:
+            return
+        settle(self, centred_below=number("centred_below", self.centred_below, above=0, most=FAR))
+        if self.prediction != "v":
+            raise ValueError(f"centred_below acts on v-prediction, got it with {self.prediction}")
+
+    def _check_start(self) -> None:
+        """Raise ValueError for a warm start that is not possible or changes nothing."""
         if self.start == "warm" and self.stochastic:
             raise ValueError("start='warm' is for deterministic solvers")
-        settle(self, jumps=levels_of("jumps", self.jumps))
         if self.start == "warm" and self.jumps:
             raise ValueError(f"jumps={self.jumps} go with start='cold': after each the method starts once more")
         if self.start == "warm" and not self._inner:
