@@ -173,11 +173,15 @@ def guided_settings(data_std: float = 1.0, jumps: Sequence[float] = ()) -> tuple
     adams = _adams_far_out(2, 3, data_std, centred_below=None)
     of_few, of_some = few.grid, some.grid
     assert isinstance(of_few, Thinned) and isinstance(of_some, Thinned)
-    if jumps:
-        rules = [replace(of_some, even=100.0, clean=0.8)] * 3
-    else:
-        rules = [replace(of_few, even=30.0), of_some, replace(of_some, even=45.0)]
-    return tuple(across(setting, jumps) for setting in (fewest, few, *(Setting(adams, rule) for rule in rules)))
+    if not jumps:
+        rules = (replace(of_few, even=30.0), of_some, replace(of_some, even=45.0))
+        return fewest, few, *(Setting(adams, rule) for rule in rules)
+
+    # Without a centre: an estimate on one side of a jump says little of the other.
+    fewest = Setting(adams_near_noise(3, 3, data_std, final_nodes=FINAL_NODES), fewest.grid)
+    few = Setting(_adams_far_out(3, 3, data_std, centred_below=None), few.grid)
+    more = Setting(adams, replace(of_some, even=100.0, clean=0.8))
+    return tuple(across(setting, jumps) for setting in (fewest, few, more, more, more))
 
 
 def _adams_far_out(
