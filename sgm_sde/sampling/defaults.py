@@ -141,7 +141,7 @@ def settings(data_std: float = 1.0) -> tuple[Setting, ...]:
         4
     """
     fewest = adams_near_noise(3, 3, data_std, centred_below=CENTRED_BELOW, final_nodes=FINAL_NODES)
-    few, some = (_adams_far_out(nodes, nodes, data_std) for nodes in (3, 5))
+    few, some = (_adams_far_out(nodes, nodes, data_std, CENTRED_BELOW) for nodes in (3, 5))
     many = adams_near_noise(5, 5, data_std, lower_final=False)
 
     of_few = Thinned(even=16.0, data_std=data_std, to_data=True)
@@ -152,7 +152,7 @@ def settings(data_std: float = 1.0) -> tuple[Setting, ...]:
 
 
 def guided_settings(data_std: float = 1.0, jumps: Sequence[float] = ()) -> tuple[Setting, ...]:
-    """The settings for guided scores on data of a scale: the first two of `settings`, then ones for 8, 16 and 30 calls.
+    """The settings for guided scores on data of a scale: below 6 calls, and from 6, 8, 16 and 30 calls on.
 
     Strong guidance makes the flow stiff, where correctors through many evaluations are not stable: more calls err more.
     From 8 calls on these go through two evaluations and correct through three. Where the score jumps they start anew,
@@ -169,24 +169,20 @@ def guided_settings(data_std: float = 1.0, jumps: Sequence[float] = ()) -> tuple
         >>> [setting.solver.nodes for setting in guided_settings()]
         [3, 3, 2, 2, 2]
     """
-    fewest, few, some, _ = settings(data_std)
-    adams = _adams_far_out(2, 3, data_std, centred_below=None)
-    of_few, of_some = few.grid, some.grid
+    of_fewest, of_few, of_some = (setting.grid for setting in settings(data_std)[:3])
     assert isinstance(of_few, Thinned) and isinstance(of_some, Thinned)
-    if not jumps:
-        rules = (replace(of_few, even=30.0), of_some, replace(of_some, even=45.0))
-        return fewest, few, *(Setting(adams, rule) for rule in rules)
+    of_more = [replace(of_few, even=30.0), of_some, replace(of_some, even=45.0)]
+    if jumps:
+        of_more = [replace(of_some, even=100.0, clean=0.8)] * 3
 
-    # Without a centre: an estimate on one side of a jump says little of the other.
-    fewest = Setting(adams_near_noise(3, 3, data_std, final_nodes=FINAL_NODES), fewest.grid)
-    few = Setting(_adams_far_out(3, 3, data_std, centred_below=None), few.grid)
-    more = Setting(adams, replace(of_some, even=100.0, clean=0.8))
-    return tuple(across(setting, jumps) for setting in (fewest, few, more, more, more))
+    # Without a centre: guided estimates are far from the mean of the data.
+    fewest = Setting(adams_near_noise(3, 3, data_std, final_nodes=FINAL_NODES), of_fewest)
+    few = Setting(_adams_far_out(3, 3, data_std), of_few)
+    more = (Setting(_adams_far_out(2, 3, data_std), rule) for rule in of_more)
+    return tuple(across(setting, jumps) for setting in (fewest, few, *more))
 
 
-def _adams_far_out(
-    nodes: int, corrector: int, data_std: float, centred_below: float | None = CENTRED_BELOW
-) -> ExponentialAdams:
+def _adams_far_out(nodes: int, corrector: int, data_std: float, centred_below: float | None = None) -> ExponentialAdams:
     """Adams' method on long steps, for samples that guidance throws far out."""
     return adams_near_noise(
         nodes,

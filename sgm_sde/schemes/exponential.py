@@ -469,11 +469,13 @@ class ExponentialAdams(Exponential):
         first = finite and "warm" not in k.memory
         if self.start == "warm" and first:
             k.memory["warm"] = True
-            return runge_kutta_step(replace(part, variant="exact"), k, self._inner)
+            exact = replace(part, variant="exact")
+            return runge_kutta_step(exact, k, self._inner)
 
         nodes = self._nodes_at(k)
         centre = self._centre(k)
-        known = self._about(centre, part.usable(s, t, k.known(nodes + SPARE), nodes))
+        usable = part.usable(s, t, k.known(nodes + SPARE), nodes)
+        known = self._about(centre, usable)
         if self.corrector and finite:
             k.memory["predicted"] = _Predicted(part, s, known, centre)
 
