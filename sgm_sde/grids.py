@@ -536,8 +536,8 @@ class Thinned(LogSNR):
         to_data: whether the last step leads from the last level to eps, for solvers that end in the data, which need no
             call there; not where the end is given. Where eps is more than twice that level, the step before leads next
             to eps.
-        jumps: noise levels sigma / alpha at which the score jumps. The nearest node is moved to each that lies between
-            the ends, and the steps to either side are stretched evenly in w.
+        jumps: noise levels sigma / alpha at which the score jumps. The nearest node is moved to each, if it is no
+            end, and the steps to either side are stretched evenly in w.
 
     Raises:
         ValueError: for a number that is not finite or out of range.
@@ -618,14 +618,16 @@ class Thinned(LogSNR):
 
 
 def _through(places: Iterable[float], u: Tensor) -> Tensor:
-    """Fractions u in [0, 1] stretched so that the nearest inner ones lie at given places, as far as there are any."""
+    """Fractions u in [0, 1] stretched so that the nearest ones lie at given places; the ends stay where they are."""
     n = len(u) - 1
-    met = sorted(place for place in places if 0 < place < 1)[: n - 1]
-    nodes = [0]
-    for i, place in enumerate(met):
-        room = n - len(met) + i  # for the places still to come
-        nodes.append(min(max(round(place * n), nodes[-1] + 1), room))
-    return torch.as_tensor(np.interp(range(n + 1), [*nodes, n], [0.0, *met, 1.0])).to(u)
+    nodes, met = [0], [0.0]
+    for place in sorted(places):
+        nearest = round(place * n)
+        node = max(nearest, nodes[-1] + 1)
+        if nearest > 0 and node < n:
+            nodes.append(node)
+            met.append(place)
+    return torch.as_tensor(np.interp(range(n + 1), [*nodes, n], [*met, 1.0])).to(u)
 
 
 def _inverse(increasing: Callable[[Tensor], Tensor], aim: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -394,8 +394,11 @@ class ExponentialAdams(Exponential):
 
     def _beyond_a_jump(self, k: Step) -> bool:
         """True if a jump lies between the evaluation before this step and the one at its start."""
-        level = k.start.noise_level
-        return any(level <= jump * (1 + ROUNDING) < node.noise_level for jump in self.jumps for node, _ in k.known(1))
+        return any(
+            k.start.noise_level <= jump * (1 + ROUNDING) < node.noise_level
+            for jump in self.jumps
+            for node, _ in k.known(1)
+        )
 
     def _nodes_at(self, k: Step) -> int:
         """Number of evaluations that a step uses."""
