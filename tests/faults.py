@@ -552,7 +552,7 @@ def _() -> tuple[str, bool]:
     guided = sg.guidance.Auto(score, normal(2, 0.1).score(VP), lambda level: 1 + level)
     x = sg.sample(guided, VP, (4, 2), nfe=4, seed=0).x
     each = sg.sample(sg.guidance.Auto(score, score, sg.PerSample(torch.linspace(0, 2, 4))), VP, (4, 2), nfe=4, seed=0).x
-    return text[:50], "t_start" in text and "times" in table and x.shape == each.shape
+    return text[:50], "t_start" in text and "grid" in table and x.shape == each.shape
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
