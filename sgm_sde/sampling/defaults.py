@@ -110,15 +110,17 @@ def adams_near_noise(
     nodes = check_integer("nodes", nodes)
     corrector = check_integer("corrector", corrector)
     data_std = number("data_std", data_std, least=NARROWEST, most=WIDEST)
+
+    def scaled(option: str, level: float) -> float:
+        return min(number(option, level, above=0) * data_std, FAR)
+
     adams = Rosenbrock(
         nodes,
         sigma_data=SIGMA_DATA * data_std,
         variable="log-signal",
-        no_signal_above=min(number("no_signal_above", no_signal_above, above=0) * data_std, FAR),
-        linear_below=min(number("linear_below", linear_below, above=0) * data_std, FAR),
-        centred_below=None
-        if centred_below is None
-        else min(number("centred_below", centred_below, above=0) * data_std, FAR),
+        no_signal_above=scaled("no_signal_above", no_signal_above),
+        linear_below=scaled("linear_below", linear_below),
+        centred_below=None if centred_below is None else scaled("centred_below", centred_below),
         start="cold",
         lower_final=flag("lower_final", lower_final),
     )
