@@ -651,7 +651,7 @@ def refused(argv: Sequence[object], folder: Path, capsys: pytest.CaptureFixture[
         (("likelihood", "--model", MODEL, "--data", "none.npy"), "no such file"),
         (("likelihood", "--model", MODEL, "--data", "float.npy"), "integer dtype, got dtype torch.float64"),
         (("likelihood", "--model", MODEL, "--data", "shape.npy"), "(n, 3), got (4, 2)"),
-        (("likelihood", "--model", MODEL, "--data", "high.npy"), "[0, 8) for n_levels=8, got 8 to 8"),
+        (("likelihood", "--model", MODEL, "--data", "high.npy"), "[0, 8) for --n-levels=8, got 8 to 8"),
         (("likelihood", "--model", MODEL, "--data", "good.npy", "--with-labels"), "no array y"),
         (("likelihood", "--model", MODEL, "--data", "good.npy", "--data-range", 1, -1), "low < high"),
         (("likelihood", "--model", MODEL, "--data", "good.npy", "--trace", "exat"), "got 'exat'"),
