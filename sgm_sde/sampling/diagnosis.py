@@ -83,7 +83,7 @@ REVERSED = -0.9  # cosine of the flow with it
 START = 5.0  # factor between the size of a state at T and the prior's from which on it is not one of the prior's
 NOISE = 10.0  # sigma / alpha from which on a start is noise
 LEFT = 0.5  # of the noise at the start, by a network that does not see it
-SMALL = 2**15  # numbers of a batch up to which states and outputs are kept until the end
+SMALL = 2**14  # numbers of a batch up to which states and outputs are kept until the end
 SPARSE = 8.0  # how much smaller than the scale of all data a sample may be
 
 
