@@ -149,6 +149,7 @@ CHANGES: dict[type, dict[str, list[tuple[sg.Solver, sg.Solver]]]] = {
         "final_nodes": [
             (sg.schemes.ExponentialAdams(final_nodes=1), sg.schemes.ExponentialAdams(final_nodes=2)),
         ],
+        "jumps": [(sg.schemes.ExponentialAdams(nodes=3), sg.schemes.ExponentialAdams(nodes=3, jumps=(1.0,)))],
         "centred_below": [
             (
                 sg.schemes.ExponentialAdams(prediction="v"),
