@@ -165,7 +165,12 @@ def trained(name: str) -> nn.Module:
     """The network with its weights, frozen."""
     with torch.device("meta"):
         net = untrained(name)
-    stored = safetensors.torch.load_file(WEIGHTS / f"{name}.safetensors")
+    return filled(net, WEIGHTS / f"{name}.safetensors")
+
+
+def filled(net: nn.Module, weights: Path) -> nn.Module:
+    """The network with the weights of a file, in single precision and frozen."""
+    stored = safetensors.torch.load_file(weights)
     net.load_state_dict({key: value.float() for key, value in stored.items()}, assign=True)
     return net.eval().requires_grad_(False)
 
@@ -190,7 +195,12 @@ def data_std(name: str) -> float:
 
 def weights_hash(name: str) -> str:
     """The first digits of the SHA-256 of the weights' file."""
-    return hashlib.sha256((WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest()[:16]
+    return file_hash(WEIGHTS / f"{name}.safetensors")
+
+
+def file_hash(weights: Path) -> str:
+    """The first digits of the SHA-256 of a file."""
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
 
 
 def exists(name: str) -> bool:

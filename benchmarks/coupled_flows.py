@@ -23,13 +23,11 @@ Sources: Tong et al., 2023, arXiv:2302.00482; Liu et al., 2022, arXiv:2209.03003
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import safetensors.torch
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
@@ -37,7 +35,7 @@ from tqdm import tqdm
 
 import sgm_sde as sg
 from benchmarks import beds, command
-from benchmarks.bed_networks import moons
+from benchmarks.bed_networks import file_hash, filled, moons
 from benchmarks.defaults import geometric, programs
 from benchmarks.unseen_networks import Beside, Residual, checkerboard, columns, digits, gratings, rings
 from sgm_sde.nn._weights import store
@@ -155,14 +153,12 @@ def bed(name: str) -> beds.Bed:
     file = WEIGHTS / f"{name}.safetensors"
     if not file.exists():
         train(name)
-    net = recipe.net()
-    net.load_state_dict({key: value.float() for key, value in safetensors.torch.load_file(file).items()})
-    net.eval().requires_grad_(False)
+    net = filled(recipe.net(), file)
     data = recipe.data(20000, torch.Generator().manual_seed(recipe.seed))
     return beds.Bed(
         beds.Recipe("coupled", "network", "flow", name), beds.PROCESSES["flow"](), _score(net),
         (recipe.n, *data.shape[1:]), beds.spread(data), torch.float32, steps=recipe.steps,
-        weights=hashlib.sha256(file.read_bytes()).hexdigest()[:16],
+        weights=file_hash(file),
     )  # fmt: skip
 
 

@@ -37,7 +37,6 @@ deviations, and is not listed.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 import sys
 import time
@@ -45,7 +44,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,7 +51,7 @@ from tqdm import tqdm
 
 import sgm_sde as sg
 from benchmarks import beds
-from benchmarks.bed_networks import moons
+from benchmarks.bed_networks import file_hash, filled, moons
 from benchmarks.defaults import geometric, programs
 from sgm_sde.nn._weights import store
 from sgm_sde.nn.digits import digits_data
@@ -469,13 +467,10 @@ def bed(name: str) -> beds.Bed:
     recipe = RECIPES[name]
     if not _file(name).exists():
         train(name)
-    net = recipe.net()
-    stored = safetensors.torch.load_file(_file(name))
-    net.load_state_dict({key: value.float() for key, value in stored.items()})
-    net.eval().requires_grad_(False)
+    net = filled(recipe.net(), _file(name))
     sde = beds.PROCESSES[recipe.process]()
     data = recipe.data(20000, torch.Generator().manual_seed(recipe.seed))
-    weights = hashlib.sha256(_file(name).read_bytes()).hexdigest()[:16]
+    weights = file_hash(_file(name))
     return beds.Bed(
         beds.Recipe("unseen", "network", recipe.process, name), sde, recipe.score(net, sde),
         (recipe.n, *data.shape[1:]), beds.spread(data), torch.float32, steps=recipe.steps, weights=weights,

@@ -220,7 +220,8 @@ def across(setting: Setting, jumps: Sequence[float]) -> Setting:
 SETTINGS = settings()
 GUIDED = guided_settings()
 BOUNDS = (FEW, SOME, MANY)
-GUIDED_BOUNDS = (FEW, 8, SOME, MANY)
+STIFF = 8  # calls from which on guided scores need few evaluations
+GUIDED_BOUNDS = (FEW, STIFF, SOME, MANY)
 
 
 def straight_adams(nodes: int, corrector: int | None = None) -> ExponentialAdams:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sgm_sde import grids
@@ -35,9 +35,7 @@ class StepArguments:
         t_start: where to start.
         t_end: where to end.
         final: what to return at the end.
-        coupled: see `default_setting`; so are the others.
-        guided: whether guidance has changed the score.
-        jumps: noise levels at which the score jumps.
+        traits: of the score, as `default_setting` takes them.
     """
 
     solver: Solver | AdaptiveSolver | Setting | str | None = None
@@ -47,9 +45,7 @@ class StepArguments:
     t_start: float | None = None
     t_end: float | None = None
     final: str | None = None
-    coupled: bool = False
-    guided: bool = False
-    jumps: tuple[float, ...] = ()
+    traits: Traits = field(default_factory=Traits)
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, Setting) and self.nfe is None and self.steps is None:
@@ -100,8 +96,7 @@ class StepArguments:
 
         if solver is None:
             budget = self.nfe if self.steps is None else check_integer("steps", self.steps) + 1
-            traits: Traits = {"coupled": self.coupled, "guided": self.guided, "jumps": self.jumps}
-            solver = default_setting(sde, budget, t_start, t_end, **traits)
+            solver = default_setting(sde, budget, t_start, t_end, **self.traits)
         if isinstance(solver, Setting):
             return solver.solver, solver.grid if self.grid is None else self.grid
         return resolve_any(solver), self.grid
@@ -213,7 +208,7 @@ def plan(
         >>> solver.name, grid.steps, program.nfe
         ('heun', 9, 18)
     """
-    return StepArguments(solver, nfe, steps, grid, t_start, t_end, final, **traits).plan(sde)
+    return StepArguments(solver, nfe, steps, grid, t_start, t_end, final, traits).plan(sde)
 
 
 def final_update(sde: SDE, final: str | None) -> str:

@@ -49,10 +49,11 @@ def words_if_unresolved(samples: Tensor, level: float) -> str:
     differ = (std > THE_SAME * mean.abs()) & (std > ROUNDING * level)
     averaged = differ & (std < UNRESOLVED * level)
 
-    n, of = int(averaged.sum()), len(std)
-    if n and of <= FEW_NUMBERS:
+    of = len(std)
+    if of <= FEW_NUMBERS and bool(averaged.any()):
         averaged &= _lost(rows - mean, level) > LOST
-        n = int(averaged.sum())
+
+    n = int(averaged.sum())
     if not n or (n < of and of > FEW_NUMBERS):
         return ""
     which = "all numbers" if n == of else f"{n} of {of} numbers"

@@ -194,7 +194,7 @@ def sample(
             sde,
         )
 
-    asked = StepArguments(solver, nfe, steps, grid, t_start, t_end, final, **score.traits)
+    asked = StepArguments(solver, nfe, steps, grid, t_start, t_end, final, score.traits)
     if log_prob is not False:
         asked = _along_flow(asked, {"resume": resume, "t_start": t_start, "noise": noise, "record": record}, execution)
 
