@@ -22,6 +22,7 @@ from sgm_sde.engine.times import at_ends
 from sgm_sde.likelihood.results import FlowResult, LogProbResult
 from sgm_sde.processes.base import has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.processes.matrix import MatrixSDE
 
 MOST_ERROR = 1.0  # nats/dim; beyond, the density of a sample is not known
 SMALLEST = 1e-15  # noise that densities are taken at: states are numbers of order one in single or double precision
@@ -30,20 +31,30 @@ require_count = partial(check_integer, kind=Integral)  # as loops take it
 
 
 def check_process(sde: LinearSDE, eps: float | None) -> float:
-    """eps, or the process' own.
+    """eps, or the process' own, for densities on it.
 
     Raises:
         TypeError: for a process without alpha and sigma.
-        ValueError: for eps outside of (0, T).
+        ValueError: for eps outside of (0, T), or without noise.
     """
     require_sde(sde)
     if not has_scalar_marginal(sde):
         raise TypeError(f"likelihoods need a LinearSDE, got {described(sde)}")
+    eps = end_of_data(sde, eps)
+    if float(sde.sigma(eps)) < SMALLEST:
+        raise ValueError(f"eps={eps:g} leaves noise of {float(sde.sigma(eps)):g}, less than numbers here resolve")
+    return eps
+
+
+def end_of_data(sde: LinearSDE | MatrixSDE, eps: float | None) -> float:
+    """eps, or the process' own.
+
+    Raises:
+        ValueError: for eps outside of (0, T).
+    """
     eps = sde.likelihood_eps if eps is None else at_ends(sde, eps, sde.likelihood_eps, option="eps")
     if not 0 < eps < sde.T:
         raise ValueError(f"eps must lie in (0, T) = (0, {sde.T}), got {eps}")
-    if float(sde.sigma(eps)) < SMALLEST:
-        raise ValueError(f"eps={eps:g} leaves noise of {float(sde.sigma(eps)):g}, less than numbers here resolve")
     return eps
 
 

@@ -29,9 +29,8 @@ from sgm_sde.engine.lowering import Plan, lower
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program, compile_program
 from sgm_sde.engine.reverse import ScoreFn
-from sgm_sde.engine.times import at_ends
 from sgm_sde.grids import rule
-from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, require_count, warn_unresolved
+from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, end_of_data, require_count, warn_unresolved
 from sgm_sde.likelihood.errors import probe_error, sensitivity
 from sgm_sde.likelihood.integrals import NodeByNode
 from sgm_sde.likelihood.methods import FixedGrid, Hutchinson, Method, Trace, resolve_method, resolve_trace
@@ -155,9 +154,7 @@ def joint_log_prob(
     state = check_points(z).detach()
     if z.ndim < 2 or z.shape[1] != sde.blocks:
         raise ValueError(f"need states (B, {sde.blocks}, *), got {tuple(z.shape)}")
-    eps = sde.likelihood_eps if eps is None else at_ends(sde, eps, sde.likelihood_eps, option="eps")
-    if not 0 < eps < sde.T:
-        raise ValueError(f"eps must lie in (0, T) = (0, {sde.T}), got {eps}")
+    eps = end_of_data(sde, eps)
     trace = resolve_trace(trace, state)
     if isinstance(trace, Hutchinson) and trace.basis != "pixel":
         raise ValueError(f"likelihoods on {sde!r} take probes in the basis 'pixel', got {described(trace.basis)}")
