@@ -22,7 +22,7 @@ from torch import Tensor
 from sgm_sde._utils.shapes import dimension, row_sums
 from sgm_sde.engine.adaptive import rms
 from sgm_sde.likelihood.errors import rounded, share_unresolved
-from sgm_sde.likelihood.integrals import GridFlow, NodeByNode, combined, reach, weighted
+from sgm_sde.likelihood.integrals import GridFlow, NodeByNode, combined, forget_before, reach, weighted
 from sgm_sde.likelihood.multistep import terms
 from sgm_sde.likelihood.own_steps import Ends, NormalisedFlow
 from sgm_sde.likelihood.problem import Problem
@@ -90,8 +90,7 @@ class _Path(NodeByNode):
 
         self._states.pop(i)
         first = min((low for low, _ in self.reach[i + 1 :]), default=0)
-        for j in [j for j in self._slopes if j < first]:
-            del self._slopes[j]
+        forget_before(first, self._slopes)
 
     def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
         """The network's output at the state of the next node."""
@@ -105,8 +104,8 @@ class _Path(NodeByNode):
         off = self._farthest.sqrt() * share_unresolved(R, R_of_more)
         size = row_sums((end / self.grid.spreads[-1]).square()).sqrt()
         parts = torch.stack([OF_REST * R, OFF_PATH * off, rounded(end.dtype) * size])
-        rms = parts.square().sum(0).sqrt() / dimension(end) ** 0.5
-        return self.grid.spreads[-1] * rms
+        error = parts.square().sum(0).sqrt() / dimension(end) ** 0.5
+        return self.grid.spreads[-1] * error
 
 
 def on_grid(problem: Problem, grid: GridFlow) -> Carried:
@@ -146,7 +145,8 @@ def refined(found: Carried, problem: Problem, s: float, atol: float, rtol: float
     budget = Budget(len(x), max_calls)
     going = (wide | inexact) & torch.isfinite(size)
     alone = problem.model.takes_some(len(x))
-    for share in TOLERANCES if not torch.is_grad_enabled() else ():
+    shares = () if torch.is_grad_enabled() else TOLERANCES  # an adaptive solver has no gradients
+    for share in shares:
         rows = budget.affords(going)
         if not len(rows):
             break

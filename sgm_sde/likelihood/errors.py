@@ -101,7 +101,7 @@ def quadrature_error(
     size = torch.maximum(R, R_of_more)
 
     d_1, d_2 = _distances(values, table)
-    falls = torch.where(d_2 > d_1, d_1 / d_2, torch.ones_like(d_1))
+    falls = ratio(d_1, d_2).clamp(max=1.0)
     e = d_1 if longest > COARSE else d_1 * falls
     sums = torch.hypot(r.sum(0), r_of_more.sum(0))
     if longest < FINE:

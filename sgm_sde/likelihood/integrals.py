@@ -185,6 +185,12 @@ def weighted(weights: Weights, values: dict[int, Tensor]) -> Tensor | None:
     return total
 
 
+def forget_before(first: int, held: dict[int, Tensor]) -> None:
+    """Let go of what is held of nodes before the first that is needed."""
+    for j in [j for j in held if j < first]:
+        del held[j]
+
+
 def combined(c: tuple[float, float], x: Tensor, r: Tensor) -> Tensor:
     """c_x x + c_r r."""
     c_x, c_r = c
@@ -375,8 +381,7 @@ class Integrals(NodeByNode):
             (self._scores, min(reach, self._summed - 2)),
             (self._jumps, first),
         ):
-            for j in [j for j in held if j < needed]:
-                del held[j]
+            forget_before(needed, held)
 
     def _factors(self) -> tuple[np.ndarray, np.ndarray]:
         """Weights of each node in the integral of the divergence: for each dimension, and of the trace."""

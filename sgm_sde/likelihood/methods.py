@@ -149,7 +149,7 @@ class FixedGrid(Method):
         return f", up to {most} or an adaptive method where the error exceeds {self.atol:g} nats/dim{of_value}"
 
     def carry(self, problem: Problem) -> Carried:
-        """States alone (B, *) from one end to the other, and the times of the grid."""
+        """States alone (B, *) at the other end with their error, and the times of the first grid."""
         grid = integrals.fixed_grid(problem.sde, problem.eps, self.n_steps, self.data_std, problem.to_noise)
         found = codes.on_grid(problem, grid)
         if self.steps is not None:
@@ -204,7 +204,7 @@ class AdaptiveFlow(Method):
         return Found(solution, f"Dormand and Prince's method with steps of each sample's own {_words(rtol, atol)}")
 
     def carry(self, problem: Problem) -> Carried:
-        """States alone (B, *) from one end to the other, and the two ends."""
+        """States alone (B, *) at the other end with their error, and the times of the two ends."""
         ends = own_steps.adaptive(own_steps.NormalisedFlow(problem, self.data_std), *self.tolerances(1e-8))
         times = problem.eps, problem.sde.T
         return Carried(ends.x, codes.error_of(ends), times if problem.to_noise else times[::-1])

@@ -166,22 +166,22 @@ class Budget:
 
     def affords(self, going: Tensor) -> Tensor:
         """Numbers of those of some samples (n,) that may run again: they have arrived, and calls suffice."""
-        able = self._arrived & self._enough()
-        on_device = torch.from_numpy(able).to(going.device)
-        return (going & on_device).nonzero().flatten()
+        able = torch.from_numpy(self._able()).to(going.device)
+        return (going & able).nonzero().flatten()
 
     def unresolved(self, going: Tensor) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """Numbers of some samples (n,), and names of what kept each from the tolerance."""
-        able = self._arrived & self._enough()
-        by_error = np.where(able, BY_ERROR, BY_CALLS)
+        by_error = np.where(self._able(), BY_ERROR, BY_CALLS)
         reasons = np.where(self._noisy, BY_NOISE, by_error)
         rows = going.nonzero().flatten().cpu().numpy()
         return tuple(rows.tolist()), tuple(reasons[rows].tolist())
 
-    def _enough(self) -> np.ndarray:
-        """Mask of the samples (n,) on which another run, at a tenth of the tolerance, is within the calls."""
-        enough: np.ndarray = self._spent + GROWS * self._last <= self.most
-        return enough
+    def _able(self) -> np.ndarray:
+        """Mask of the samples (n,) that have arrived, and on which another run, at a tenth of the tolerance, is within
+        the calls."""
+        enough = self._spent + GROWS * self._last <= self.most
+        able: np.ndarray = self._arrived & enough
+        return able
 
 
 class Some:
