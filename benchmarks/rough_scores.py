@@ -138,7 +138,8 @@ def rough(number: int, processes: dict[str, Callable[[], Any]]) -> tuple[str, sg
     frequencies = frequency * drawn.uniform(0.5, 1, size=k)
     frequencies[0] = frequency
 
-    first, last = max(float(sde.log_snr(sde.T)), PURE_NOISE), float(sde.log_snr(sde.likelihood_eps))
+    first = max(float(sde.log_snr(sde.T)), PURE_NOISE)
+    last = float(sde.log_snr(sde.likelihood_eps))
     span = 4 * math.pi if in_time else last - first
     shape = kind(Draw(d, size, span, frequency, frequencies, phases, directions, generator))
 

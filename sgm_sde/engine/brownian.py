@@ -102,7 +102,9 @@ class BrownianTree:
                 path[on_the_way[arrived]] = self._some(pieces[: self._size], arrived).T
                 rest = np.flatnonzero(below)
                 pieces = self._some(pieces, rest)
-                on_the_way, below, node = on_the_way[rest], below[rest], node[rest]
+                on_the_way = on_the_way[rest]
+                below = below[rest]
+                node = node[rest]
             if not len(on_the_way):
                 return
             heap = self._noises(level, node, rows[on_the_way])

@@ -112,7 +112,8 @@ CASES = [("vp", MIXTURE), ("edm", MIXTURE), ("ve", GAUSSIAN), ("flow", GAUSSIAN)
 @pytest.mark.parametrize(("process", "oracle"), CASES)
 def test_codes_state_their_error(process: str, oracle: sg.oracles.Oracle) -> None:
     """Smooth scores stay on the first grid, whose error bounds what is off, on the way there and back."""
-    sde, score = LINEAR[process], oracle.score(LINEAR[process])
+    sde = LINEAR[process]
+    score = oracle.score(sde)
     x = points(oracle, process, 24)
     exact = sg.encode(score, sde, x, method=AdaptiveFlow(1e-10, 1e-10))
     for result, known in (
