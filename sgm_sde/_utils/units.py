@@ -36,6 +36,11 @@ def units_of(x: Tensor, event: Sequence[int], noise: float) -> Tensor | None:
     return (spread.log().mean().exp() / spread).to(x)
 
 
+def in_units(x: Tensor, units: Tensor | None) -> Tensor:
+    """Numbers (..., d) times their factors (`units_of`), as they are without."""
+    return x if units is None else x * units
+
+
 def spread_of(x: Tensor, units: Tensor | None) -> float:
     """Standard deviation of all numbers of samples (N, d) together, 1 if they are all the same.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.shapes import finite, flat
-from sgm_sde._utils.units import units_of
+from sgm_sde._utils.units import in_units, units_of
 from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
@@ -162,7 +162,7 @@ class Flow:
 
     def measured(self, x: Tensor) -> Tensor:
         """States (..., d) of the network in the units of this flow."""
-        return x if self.units is None else x * self.units
+        return in_units(x, self.units)
 
     def unmeasured(self, y: Tensor) -> Tensor:
         """States (..., d) in the units of this flow, in those of the network."""

@@ -31,7 +31,7 @@ from sgm_sde._utils.checks import (
 from sgm_sde._utils.files import folder_to_write
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
-from sgm_sde._utils.units import spread_of
+from sgm_sde._utils.units import in_units, spread_of
 from sgm_sde._utils.warn import warn
 from sgm_sde.calibration import closed
 from sgm_sde.calibration.choice import Comparison
@@ -259,10 +259,7 @@ def _budgets(sde: LinearSDE, nfe: int | Sequence[int]) -> list[int]:
     require_sde(sde)
     if not has_scalar_marginal(sde):
         raise TypeError(f"calibration needs a LinearSDE, got {described(sde)}")
-    several = isinstance(nfe, Sequence) and not isinstance(nfe, str)
-    for i, calls in enumerate(nfe if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]):
-        check_integer(f"nfe[{i}]" if several else "nfe", calls)
-    budgets = list(budgets_of(nfe))
+    budgets = budgets_of(nfe)
     if max(budgets) > LEVELS:
         raise ValueError(f"nfe must be {LEVELS} at most, the levels among which those of calls are chosen, got {nfe}")
     return budgets
@@ -443,10 +440,7 @@ class _Search:
 
     def _hardness(self, noises: range, units: Tensor | None) -> Tensor:
         """The distances of the ends by a few calls from those by twice as many (n,), in units of their own."""
-        few, more = (self.flow.trajectories(noises, calls).end for calls in FEW_CALLS)
-        if units is not None:
-            few = few * units
-            more = more * units
+        few, more = (in_units(self.flow.trajectories(noises, calls).end, units) for calls in FEW_CALLS)
         return _mean_squares(few, more).nan_to_num(nan=math.inf).cpu()
 
     def arrange(self, exact: _Exact) -> _Exact:
@@ -737,9 +731,8 @@ def _reach(ends: Sequence[Tensor], center: Tensor) -> float:
 
 def _distances(x: Tensor, y: Tensor, units: Tensor | None) -> tuple[float, float]:
     """Root mean square and median of the distances of samples (N, d), in units of the standard deviation of y."""
-    if units is not None:
-        x = x * units
-        y = y * units
+    x = in_units(x, units)
+    y = in_units(y, units)
     each = (x - y).square().mean(1).sqrt() / spread_of(y, units)
     return float(each.square().mean().sqrt()), float(each.median())
 

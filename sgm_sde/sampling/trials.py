@@ -16,7 +16,7 @@ from torch import Tensor
 from sgm_sde._utils.checks import arguments, check_integer, described, moment, shape_of_samples
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
-from sgm_sde._utils.units import units_of
+from sgm_sde._utils.units import in_units, units_of
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.noise import Generators, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -450,7 +450,7 @@ class Race:
         self.batch = len(exact)
         self.data_std = self._scale(exact)
         self.units = units_of(exact, self.event, self._last_noise) if self.batch > 1 else None
-        self.exact = self._measured(exact)
+        self.exact = in_units(exact, self.units)
 
     @property
     def spread(self) -> float:
@@ -468,10 +468,6 @@ class Race:
         """The noise level at eps."""
         (eps,) = self.sde.nodes((self.sde.eps,))
         return eps.noise_level
-
-    def _measured(self, x: Tensor) -> Tensor:
-        """Samples (n, d) in the units in which they are compared."""
-        return x if self.units is None else x * self.units
 
     def options_to(self, t_end: float | None) -> RunOptions:
         """The options of a run that ends at a time, or where all runs do."""
@@ -518,7 +514,7 @@ class Race:
                 model_kwargs=kwargs, **self.options_to(t_end),
             )  # fmt: skip
         self.network_evals += run.network_evals
-        off = self._measured(flat(run.x.double())) - self.exact[some]
+        off = in_units(flat(run.x.double()), self.units) - self.exact[some]
         square = off.square().mean(1) / self.spread**2
         return square.nan_to_num(nan=math.inf)
 
