@@ -50,6 +50,7 @@ from benchmarks.stopwatch import Stopwatch
 from sgm_sde.calibration import closed
 from sgm_sde.calibration.flow import Flow
 from sgm_sde.calibration.result import as_calibrations
+from sgm_sde.engine import coordinates
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.evaluation.bench import SHIPPED, black_white
 from sgm_sde.evaluation.metrics import gaussian_frechet
@@ -249,7 +250,7 @@ def peers_best(bed: Bed, nfe: int) -> tuple[float, str]:
         if sampler.stochastic or sampler.peer not in others.available() or steps < 1:
             continue
         times = torch.tensor(sg.grids.rule(grid)(sde, steps).times, dtype=torch.float64)
-        sigmas = (-sde.log_snr(times) / 2).exp()
+        sigmas = coordinates.noise_level(sde, times)
         if not bool(sigmas.isfinite().all()):
             continue
         calls = 0

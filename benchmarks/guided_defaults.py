@@ -23,6 +23,7 @@ from benchmarks import beds, command
 from benchmarks.beds import Bed
 from benchmarks.defaults import geometric
 from benchmarks.guided_modes import NOISES, Modes, guided_score
+from sgm_sde._utils.shapes import cpu_float64
 from sgm_sde.engine.times import ROUNDING
 from sgm_sde.scores.guidance import Interval
 
@@ -55,7 +56,8 @@ MODES: dict[str, list[tuple[Modes, Interval]]] = {
 
 def times_of_jumps(sde: sg.LinearSDE, interval: Interval) -> tuple[float, ...]:
     """The times just above which a score is guided otherwise than just below, in double precision."""
-    return tuple(float(sde.time(-2 * torch.tensor(end * (1 + ROUNDING)).double().log())) for end in interval)
+    above = cpu_float64(interval) * (1 + ROUNDING)
+    return tuple(sde.time_of_noise_level(above).tolist())
 
 
 def network(name: str, interval: Interval | None = None) -> Bed:

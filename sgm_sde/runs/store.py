@@ -357,7 +357,8 @@ class Store:
         """Remove lock and folders that were made for this run, as far as these hold nothing else."""
         with contextlib.suppress(OSError):
             for path in self._made:
-                path.unlink() if path.name == LOCK else path.rmdir()
+                remove = Path.unlink if path.name == LOCK else Path.rmdir
+                remove(path)
 
     def __enter__(self) -> Store:
         return self

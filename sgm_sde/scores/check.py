@@ -230,16 +230,16 @@ def _compare_near_noise(noised: _Noised, model: BoundScore) -> None:
     levels = []
     off = []
     for k, (node, of_gaussian) in enumerate(zip(noised.nodes, noised._gaussian, strict=True)):
-        level = node.sigma / node.alpha / noised.std
+        level = node.noise_level / noised.std
         error = noised.error_of(model, k)
         excess = max(error**2 - of_gaussian**2, 0)
         levels.append(level)
         off.append(math.sqrt(excess) / level)
 
     moved = [0.0]
-    for k, step in enumerate(pairwise(levels)):
+    for step, ends in zip(pairwise(levels), pairwise(off), strict=True):
         least, most = step
-        mean = (off[k] + off[k + 1]) / 2
+        mean = sum(ends) / 2
         moved.append(moved[-1] + mean * math.log(most / least))
     if moved[-1] <= MOVED:
         return
@@ -247,10 +247,9 @@ def _compare_near_noise(noised: _Noised, model: BoundScore) -> None:
     # A later start keeps what is left of it, and begins from noise that lacks the data's part.
     lost = [before + 1 / level for before, level in zip(moved, levels, strict=True)]
     start = noised.nodes[lost.index(min(lost))]
-    least = levels[0] * noised.std
-    most = levels[-1] * noised.std
+    first, *_, last = (node.noise_level for node in noised.nodes)
     warn(
-        f"near pure noise, at sigma/alpha = {least:.3g} to {most:.3g}, the network's estimate of the noise is off by "
+        f"near pure noise, at sigma/alpha = {first:.3g} to {last:.3g}, the network's estimate of the noise is off by "
         f"{max(off):.2g} of the noise's standard deviation, which moves samples by up to {moved[-1]:.2g} of it before "
         f"the data show: start at t_start={start.t:.3g}, or keep estimates in the range of the data by "
         f"sg.guidance.Thresholded(score, limit)",
@@ -309,7 +308,7 @@ class _Noised:
 
     def check(self, errors: Sequence[float]) -> ScoreCheck:
         """Errors at the nodes beside those of the Gaussian."""
-        levels = tuple(node.sigma / node.alpha for node in self.nodes)
+        levels = tuple(node.noise_level for node in self.nodes)
         return ScoreCheck(levels, tuple(errors), self._gaussian)
 
     @cached_property

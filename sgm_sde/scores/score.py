@@ -117,7 +117,8 @@ class Score(Value, ReachesNetwork):
         require_sde(sde)
         instance_of("prediction", prediction, str, "a name")
         known = MATRIX_OUTPUTS if has_matrix_marginal(sde) else PREDICTIONS
-        one_of("prediction", prediction, known if prediction not in PREDICTIONS else PREDICTIONS)
+        if prediction not in PREDICTIONS:
+            one_of("prediction", prediction, known)
         if prediction not in known or (prediction != "score" and sde.marginal_kind == "unknown"):
             raise TypeError(f"a network that predicts {prediction} needs a LinearSDE, got {described(sde)}")
         require_function("time_label", time_label, "of t", 1, optional=True)
