@@ -141,12 +141,13 @@ def rough(number: int, processes: dict[str, Callable[[], Any]]) -> tuple[str, sg
     first = max(float(sde.log_snr(sde.T)), PURE_NOISE)
     last = float(sde.log_snr(sde.likelihood_eps))
     span = 4 * math.pi if in_time else last - first
+    begin, end = (sde.likelihood_eps, sde.T) if in_time else (first, last)
     shape = kind(Draw(d, size, span, frequency, frequencies, phases, directions, generator))
 
     def noise(x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = (value(t).to(x.dtype)[:, None] for value in (sde.alpha, sde.sigma))
         exact = (x - alpha * modes.denoised(x, alpha[:, 0], sigma[:, 0])) / sigma
-        begin, end, now = (sde.likelihood_eps, sde.T, t) if in_time else (first, last, sde.log_snr(t))
+        now = t if in_time else sde.log_snr(t)
         clock = (now.to(x.dtype) - begin) / (end - begin)
         return exact + shape(x / (0.5 * alpha + sigma), clock[:, None])
 

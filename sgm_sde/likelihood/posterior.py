@@ -18,6 +18,7 @@ from sgm_sde._utils.checks import (
     instance_of,
     keywords,
     known_arguments,
+    not_finite,
     number,
     require_floating,
     require_function,
@@ -226,6 +227,6 @@ def _with_gradient(log_density: Callable[[Tensor], Tensor], points: Tensor) -> t
         (gradient,) = torch.autograd.grad(value.sum(), points)
 
     for what, part in (("log-density", value), ("gradient", flat(gradient).sum(1))):
-        for i in (~part.isfinite()).nonzero().flatten().tolist()[:1]:
+        for i in not_finite(part)[:1]:
             raise ValueError(f"the {what} of sample {i} is {part[i].item()}")
     return value.detach(), gradient
