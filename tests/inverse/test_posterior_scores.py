@@ -178,7 +178,7 @@ def test_biases_on_gaussian_data() -> None:
         if name[:4] == "mmps":
             torch.testing.assert_close(mean, own_mean, rtol=1e-10, atol=1e-12)
             torch.testing.assert_close(cov, own_cov, rtol=1e-10, atol=1e-12)
-    assert errors["mmps"] < 1e-4 < errors["pigdm"] < errors["diffpir"]  # MMPS' is the solver's
+    assert errors["mmps"] < 1e-3 < errors["pigdm"] < errors["diffpir"]  # MMPS' is the solver's
 
 
 def test_likelihood_of_a_posterior_score() -> None:
