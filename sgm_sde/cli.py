@@ -329,7 +329,7 @@ def _numbers(text: str) -> list[int]:
 
 def _folder(text: str) -> Path:
     """A folder for results, that is no file."""
-    return folder_to_write(Path(text))
+    return folder_to_write(text)
 
 
 def _bench_options(parser: argparse.ArgumentParser) -> None:

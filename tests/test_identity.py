@@ -531,3 +531,12 @@ def test_classes_of_ones_own() -> None:
     """Their code has a fingerprint, which stores leave out: programs are compared there."""
     assert text(Mine()) != text(MineToo())
     assert portable(spec(Mine())) == portable(spec(MineToo())) == {"class": "tests.test_identity:Mine"}
+
+
+def test_scores_around_scores_are_written() -> None:
+    """A network that is a score itself, as an oracle's is."""
+    law = sg.oracles.Gaussian(torch.zeros(2), 1.0)
+    outer = sg.from_score(law.score(sg.VPSDE()), sg.VPSDE())
+    written = sg.identity.spec(outer)
+    assert written["net"]["class"] == sg.identity.spec(law.score(sg.VPSDE()))["class"]
+    assert sg.calibrate(outer, sg.VPSDE(), (16, 2), nfe=4, held_out=16, seed=0).error < 0.1

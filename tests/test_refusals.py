@@ -137,6 +137,9 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: sg.distributed.sample("digits", 4, "run", labels=3),  # type: ignore[arg-type]
         "^labels must be 'all', a list of classes or None, got 3",
     ),
+    "a checkpoint without a name": (
+        lambda: sg.calibrate(lambda x, t: x, VP, (16, 2), nfe=4, checkpoint=""), "'' names no folder"
+    ),
     "a program that is no JSON": (lambda: sg.Program.from_json("{"), "^not the JSON of a program"),
 }  # fmt: skip
 
@@ -145,7 +148,7 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
 def test_refusals_name_what_was_typed(case: str) -> None:
     """One error, in the user's words, and no other below it."""
     call, words = REFUSALS[case]
-    with pytest.raises((ValueError, TypeError), match=words) as refused:
+    with pytest.raises((ValueError, TypeError, OSError), match=words) as refused:
         call()
     assert shown_below(refused.value) is None
 

@@ -409,7 +409,7 @@ def reals(option: str, value: object) -> tuple[float, ...]:
         TypeError: for what is no sequence, or has something else in it.
     """
     entries = listed(value)
-    if not isinstance(entries, Sequence) or isinstance(entries, str):
+    if not isinstance(entries, Sequence) or isinstance(entries, str | bytes):
         raise TypeError(f"{option} must be a sequence of numbers, got {described(value)}")
     return tuple(real(f"{option}[{i}]", entry) for i, entry in enumerate(entries))
 

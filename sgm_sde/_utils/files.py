@@ -52,12 +52,15 @@ def reading(path: Path | str, what: str) -> Iterator[None]:
         raise ValueError(f"{path} holds no {what}: {_first_line(error)}") from None
 
 
-def folder_to_write(path: Path) -> Path:
+def folder_to_write(given: Path | str) -> Path:
     """A path that is a folder, or can become one.
 
     Raises:
-        OSError: where it, or what it is to lie in, is a file.
+        OSError: where it, or what it is to lie in, is a file, and for an empty text.
     """
+    if given == "":
+        raise NotADirectoryError("'' names no folder: give '.' for the one that this runs in")
+    path = Path(given)
     there = next((place for place in (path, *path.parents) if place.exists()), None)
     if there is not None and not there.is_dir():
         raise NotADirectoryError(f"{path} is to be a folder, and {there if there != path else 'that'} is a file")

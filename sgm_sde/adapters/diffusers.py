@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._utils.checks import check_integer, described, flag, number, one_of
+from sgm_sde._utils.checks import FAR, check_integer, described, flag, number, one_of
 from sgm_sde._utils.files import JsonMapping, JsonObject
 from sgm_sde._utils.shapes import expand
 from sgm_sde._utils.warn import warn
@@ -92,10 +92,11 @@ def convention(scheduler: Any, T: float | None = None, integer: bool = False) ->
 def _threshold(name: str, config: JsonMapping) -> JsonMapping | None:
     """Options of `Thresholded` that do what a scheduler does to estimates of the data; None if it leaves them."""
     if config.get("thresholding"):
-        percentile = float(config.get("dynamic_thresholding_ratio", 0.995))
-        return {"percentile": percentile, "most": float(config.get("sample_max_value", 1.0))}
+        ratio = number("dynamic_thresholding_ratio", config.get("dynamic_thresholding_ratio", 0.995), above=0, below=1)
+        most = number("sample_max_value", config.get("sample_max_value", 1.0), least=1, most=FAR)
+        return {"percentile": ratio, "most": most}
     if config.get("clip_sample", name.startswith(CLIPPING)):
-        return {"limit": float(config.get("clip_sample_range", 1.0))}
+        return {"limit": number("clip_sample_range", config.get("clip_sample_range", 1.0), above=0, most=FAR)}
     return None
 
 

@@ -22,7 +22,7 @@ from sgm_sde.identity import from_spec, spec
 from sgm_sde.processes import LinearSDE, RectifiedFlowSDE
 from sgm_sde.sampling.defaults import Setting, default_setting
 from sgm_sde.sampling.planning import FINALS
-from sgm_sde.sampling.stepping import Stepper, require_steppable, stepper
+from sgm_sde.sampling.stepping import Stepper, require_output, require_steppable, stepper
 from sgm_sde.schemes import TCD, Consistency, Solver, resolve
 
 SAME_TIMESTEP = 1e-6  # timesteps closer than this share of the largest are one, in single precision
@@ -534,6 +534,7 @@ class SolverScheduler:
         if not run.taken:
             run.start(sample, generator)
         output = self._convention.output(model_output, sample)
+        require_output(output, sample)
         c_x, c_r = self._to_data[call]
         x = sample.to(torch.promote_types(sample.dtype, torch.float32))
         data = c_x * x + c_r * output.to(x.dtype)

@@ -225,7 +225,7 @@ def calibrate(
     progress = flag("progress", progress)
     if checkpoint is not None:
         instance_of("checkpoint", checkpoint, str | Path, "the path of a folder")
-        if not folder_to_write(Path(checkpoint)).absolute().parent.is_dir():
+        if not folder_to_write(checkpoint).absolute().parent.is_dir():
             raise FileNotFoundError(f"there is no folder {Path(checkpoint).parent} to make the checkpoint in")
     if dtype is not None:
         float_dtype("dtype", dtype)

@@ -145,8 +145,8 @@ def _with_density(
     for option in ("atol", "rtol", "max_calls"):
         if (given := getattr(method, option)) != getattr(FixedGrid, option):
             raise ValueError(
-                f"log_prob=True runs one grid, on which {option}={given} would do nothing: give steps=, or "
-                f"ask log_prob() of the states"
+                f"log_prob=True runs one grid, on which {option}={given} would do nothing: leave it out, "
+                f"or ask log_prob() of the states"
             )
     seeds = resolve_seeds(seed, None, len(z))
     estimate = resolve_trace(trace, state).estimate(state, seeds, True)

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sgm_sde._utils.checks import check_integer, flag, number
+from sgm_sde._utils.checks import check_integer, flag, levels_of, number
 from sgm_sde.grids import GridRule, Karras, LogSNR, Thinned, Uniform, Widening
 from sgm_sde.sampling.defaults import (
     NARROWEST,
@@ -84,6 +84,7 @@ def default_candidates(
         >>> len(default_candidates(10)) < len(default_candidates())
         True
     """
+    jumps = levels_of("jumps", jumps)
     if nfe is None:
         by_budget = (default_candidates(calls, data_std, coupled, guided, jumps) for calls in (1, SOME, MANY))
         return tuple(dict.fromkeys(itertools.chain.from_iterable(by_budget)))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sgm_sde._utils.cache import cached
-from sgm_sde._utils.checks import FAR, check_integer, described, flag, moment, number
+from sgm_sde._utils.checks import FAR, check_integer, described, flag, instance_of, levels_of, moment, number
 from sgm_sde.grids import Grid, GridRule, Thinned, Uniform, rule
 from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal, require_sde
@@ -171,6 +171,7 @@ def guided_settings(data_std: float = 1.0, jumps: Sequence[float] = ()) -> tuple
         >>> [setting.solver.nodes for setting in guided_settings()]
         [3, 3, 2, 2, 2]
     """
+    jumps = levels_of("jumps", jumps)
     of_fewest, of_few, of_some = (setting.grid for setting in settings(data_std)[:3])
     assert isinstance(of_few, Thinned) and isinstance(of_some, Thinned)
     of_more = [replace(of_few, even=30.0), of_some, replace(of_some, even=45.0)]
@@ -205,15 +206,18 @@ def across(setting: Setting, jumps: Sequence[float]) -> Setting:
         jumps: noise levels at which the score jumps.
 
     Raises:
-        ValueError: for a level that is not positive and finite.
+        TypeError: for what is no setting, or no sequence of numbers.
+        ValueError: for a level that is not positive and finite, or a solver with a warm start.
 
     Examples:
         >>> across(SETTINGS[0], [3.0]).grid.jumps
         (3.0,)
     """
+    instance_of("setting", setting, Setting, "a Setting")
+    jumps = levels_of("jumps", jumps)
     if not jumps or not isinstance(setting.solver, ExponentialAdams):
         return setting
-    grid = replace(setting.grid, jumps=tuple(jumps)) if isinstance(setting.grid, Thinned) else setting.grid
+    grid = replace(setting.grid, jumps=jumps) if isinstance(setting.grid, Thinned) else setting.grid
     return Setting(setting.solver.with_jumps(jumps), grid)
 
 
@@ -238,7 +242,8 @@ def straight_adams(nodes: int, corrector: int | None = None) -> ExponentialAdams
         >>> straight_adams(2).name
         'rectified2-unlowered-unic'
     """
-    return UniC(RectifiedAdams(nodes, start="cold", lower_final=False), corrector)
+    adams = RectifiedAdams(check_integer("nodes", nodes), start="cold", lower_final=False)
+    return UniC(adams, None if corrector is None else check_integer("corrector", corrector))
 
 
 def straight_settings(data_std: float = 1.0) -> tuple[Setting, Setting]:
@@ -255,6 +260,7 @@ def straight_settings(data_std: float = 1.0) -> tuple[Setting, Setting]:
         >>> few.grid == more.grid
         True
     """
+    data_std = number("data_std", data_std, least=NARROWEST, most=WIDEST)
     grid = Thinned(data_std=data_std, last=3.0, near_noise=-3.0, near_data=3.0)
     return Setting(straight_adams(2), grid), Setting(straight_adams(3, 3), grid)
 
@@ -333,6 +339,8 @@ def default_setting(
     require_sde(sde)
     budget = 50 if nfe is None else check_integer("nfe", nfe)
     coupled = flag("coupled", coupled)
+    guided = flag("guided", guided)
+    jumps = levels_of("jumps", jumps)
     if data_std is not None:
         data_std = number("data_std", data_std, least=NARROWEST, most=WIDEST)
     times = _given_times(sde, t_start, t_end)
@@ -341,7 +349,7 @@ def default_setting(
         return few if budget < OF_HISTORY else more
     if not has_scalar_marginal(sde):
         return Setting("heun2")
-    chosen = _linear_setting(sde, budget, times, data_std, coupled, flag("guided", guided), tuple(jumps))
+    chosen = _linear_setting(sde, budget, times, data_std, coupled, guided, jumps)
     return chosen if t_end is None else _to_a_given_end(chosen)
 
 

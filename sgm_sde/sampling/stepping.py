@@ -82,6 +82,12 @@ def stepper(
     return Stepper(program, sde, prediction=prediction, denoise=denoise, seed=seed)
 
 
+def require_output(output: object, x: Tensor) -> None:
+    """Raise ValueError unless a network's output has the shape of its state x (B, *)."""
+    if not isinstance(output, Tensor) or output.shape != x.shape:
+        raise ValueError(f"the network's output must be a tensor of shape {tuple(x.shape)}, got {described(output)}")
+
+
 def require_steppable(solver: Solver) -> None:
     """Raise ValueError for a solver that calls the network itself, between those calls that the caller makes."""
     if solver.has_hooks:
@@ -224,10 +230,7 @@ class Stepper:
         on_device = isinstance(t, Tensor) and t.device.type != "cpu"  # reading it would wait for the device
         if not on_device and not same_time(float(t), expected, 10 * ROUNDING):
             raise ValueError(f"call {self.taken} of the run is at t={expected}, got t={float(t)}")
-        if not isinstance(output, Tensor) or output.shape != x.shape:
-            raise ValueError(
-                f"the network's output must be a tensor of shape {tuple(x.shape)}, got {described(output)}"
-            )
+        require_output(output, x)
 
     def _begin(self, x: Tensor, start: Position | None) -> None:
         """Advance to the first network call from x, or to the one at which a run stood."""

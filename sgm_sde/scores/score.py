@@ -193,8 +193,9 @@ class Score(Value, ReachesNetwork):
         if not inner:
             known["net"] = writer.network(self.net, above)
 
+        done = {"sde"} if "net" in inner else {"sde", "net"}
         for name, item in parts.items():
-            if name in ("net", "sde"):
+            if name in done:
                 continue
             if name in ("time_label", "input_scale") and callable(item):
                 known[name] = writer.function_of_times(item, measuring_times(self.sde, 9), above)

@@ -402,7 +402,7 @@ def test_densities_of_codes_need_to_be_asked_for() -> None:
 @pytest.mark.parametrize("option", [{"atol": 1e-6}, {"rtol": 1e-3}, {"max_calls": 100}], ids=str)
 def test_densities_of_codes_are_of_one_grid(option: Any) -> None:
     """What refines it would do nothing."""
-    with pytest.raises(ValueError, match=f"one grid, on which {next(iter(option))}=.* would do nothing: give steps="):
+    with pytest.raises(ValueError, match=f"one grid, on which {next(iter(option))}=.* would do nothing: leave it out"):
         sg.decode(
             MIXTURE.score(VP), VP, torch.zeros(2, *MIXTURE.event_shape), log_prob=True, method=FixedGrid(**option)
         )

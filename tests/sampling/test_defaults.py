@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -154,3 +155,43 @@ def test_the_default_for_a_guided_score_is_among_the_candidates_of_a_pilot(nfe: 
     setting = sg.defaults.default_setting(sg.VPSDE(), nfe, **traits)
     assert setting.solver.jumps == setting.grid.jumps == (5.0, 0.3)
     assert setting in default_candidates(nfe, **traits)
+
+
+@pytest.mark.parametrize("jumps", [None, 3.0, "ab", b"ab", (x for x in (0.3, 3.0)), torch.tensor(3.0), [-1.0], ["a"]])
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda jumps: sg.defaults.default_setting(sg.VPSDE(), 8, jumps=jumps),
+        lambda jumps: sg.defaults.default_setting(sg.CLD(), 8, jumps=jumps),
+        lambda jumps: sg.defaults.guided_settings(1.0, jumps),
+        lambda jumps: sg.defaults.across(sg.defaults.SETTINGS[0], jumps),
+        lambda jumps: sg.sampling.candidates.default_candidates(8, jumps=jumps),
+    ],
+)
+def test_levels_that_are_none_are_refused(take: Any, jumps: Any) -> None:
+    """By the option's name, wherever they are given; nothing is lost on the way."""
+    with pytest.raises((ValueError, TypeError), match="jumps"):
+        take(jumps)
+
+
+def test_levels_in_a_tensor() -> None:
+    """Arrays and tensors are sequences of numbers."""
+    levels = torch.tensor([3.0, 0.3])
+    assert sg.defaults.guided_settings(1.0, levels) == sg.defaults.guided_settings(1.0, (3.0, levels[1].item()))
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: sg.defaults.across("dpm++2m", [3.0]), "setting must be a Setting, got 'dpm"),
+        (lambda: sg.defaults.across(sg.Setting("heun"), [float("nan")]), "a level of jumps"),
+        (lambda: sg.defaults.straight_settings(1e6), "data_std must be .* at most 100000, got"),
+        (lambda: sg.defaults.straight_adams(0), "nodes must be an integer of at least 1, got 0"),
+        (lambda: sg.defaults.straight_adams(2, 0), "corrector must be an integer of at least 1, got 0"),
+        (lambda: sg.defaults.default_setting(sg.CLD(), guided="x"), "guided must be True or False, got 'x'"),
+    ],
+)
+def test_options_by_their_names(call: Any, words: str) -> None:
+    """At the call."""
+    with pytest.raises((ValueError, TypeError), match=words):
+        call()
