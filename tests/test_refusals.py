@@ -101,7 +101,7 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
     },
     "calibrate(nfe='12')": (
         lambda: sg.calibrate(SCORE, VP, (4, 2), nfe="12"),  # type: ignore[call-overload]
-        "^nfe must be an integer of at least 1, got '12'",
+        "^nfe must be an integer of at least 1, or a list of such, got '12'",
     ),
     "sample(grid=3)": (lambda: drawn(SCORE, grid=3), "^grid must be a sequence of numbers, got 3"),
     "sample(grid=[1, 'a'])": (lambda: drawn(SCORE, grid=[1, "a"]), r"^grid\[1\] must be one number, got 'a'"),
