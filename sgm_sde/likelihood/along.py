@@ -17,9 +17,10 @@ from sgm_sde.engine.noise import SampleSeeds
 from sgm_sde.engine.program import Program
 from sgm_sde.likelihood.checks import check_finite, unknown_densities
 from sgm_sde.likelihood.errors import CANCELLED
-from sgm_sde.likelihood.integrals import Integrals, Nodes
+from sgm_sde.likelihood.integrals import Integrals
 from sgm_sde.likelihood.methods import FixedGrid, Trace, resolve_trace
 from sgm_sde.likelihood.multistep import quadrature_on
+from sgm_sde.likelihood.nodes import Nodes
 from sgm_sde.likelihood.problem import NoNoise, Problem
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
 from sgm_sde.likelihood.trace import TraceScore
@@ -161,6 +162,7 @@ def draw_with_log_prob(
     at_T = sde.prior_log_prob(x_T / scale) - problem.d * math.log(scale)
     value = at_T - found.volume
     check_finite(value, "the log-likelihood")
+    unresolved = unknown_densities(found.stated, problem.d)
 
     protocol = LikelihoodProtocol(
         estimator="point log p_eps",
@@ -179,7 +181,8 @@ def draw_with_log_prob(
         decoder=torch.zeros_like(value),
         defect=found.defect,
         freedom=found.freedom,
-        unresolved=unknown_densities(found.stated, problem.d),
+        unresolved=unresolved.samples,
+        reasons=unresolved.reasons,
         nfe=model.nfe,
         vjps=model.vjps,
         protocol=protocol,

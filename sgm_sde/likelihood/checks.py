@@ -19,7 +19,7 @@ from sgm_sde._utils.checks import (
 )
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.times import at_ends
-from sgm_sde.likelihood.results import FlowResult, LogProbResult
+from sgm_sde.likelihood.results import FlowResult, LogProbResult, Unresolved
 from sgm_sde.processes.base import has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
@@ -95,10 +95,10 @@ class LikelihoodWarning(UserWarning):
     """The numerical error of some log-likelihoods or codes did not come down to the tolerance."""
 
 
-def unknown_densities(error: Tensor, d: int) -> tuple[int, ...]:
+def unknown_densities(error: Tensor, d: int) -> Unresolved:
     """The samples whose error (B,) on a single grid leaves nothing known of their density."""
     known = error.detach() <= MOST_ERROR * d
-    return tuple((~known).nonzero().flatten().tolist())
+    return Unresolved.by_error(~known)
 
 
 def warn_unresolved(result: LogProbResult) -> None:

@@ -22,11 +22,12 @@ from torch import Tensor
 from sgm_sde._utils.shapes import dimension, row_sums
 from sgm_sde.engine.adaptive import rms
 from sgm_sde.likelihood.errors import rounded, share_unresolved
-from sgm_sde.likelihood.integrals import GridFlow, NodeByNode, combined, forget_before, reach, weighted
 from sgm_sde.likelihood.multistep import terms
+from sgm_sde.likelihood.nodes import Crossing, GridFlow, reach, weighted
 from sgm_sde.likelihood.own_steps import Ends, NormalisedFlow
 from sgm_sde.likelihood.problem import Problem
 from sgm_sde.likelihood.refinement import Budget
+from sgm_sde.likelihood.results import Unresolved
 
 OF_REST = 8.0  # times what rules of more slopes add
 OFF_PATH = 2.5  # times the distance of a state from the path of the slopes, where these are not resolved
@@ -40,46 +41,28 @@ class Carried(NamedTuple):
 
     Attributes:
         unresolved: samples whose error did not come down to the tolerance.
-        reasons: for each of these what kept it from that.
     """
 
     x: Tensor
     error: Tensor
     times: tuple[float, ...]
-    unresolved: tuple[int, ...] = ()
-    reasons: tuple[str, ...] = ()
+    unresolved: Unresolved = Unresolved()
 
 
-class _Path(NodeByNode):
+class _Path(Crossing):
     """A network as the executor calls it along a grid, with what its slopes tell of the error of the last state."""
 
     def __init__(self, problem: Problem, grid: GridFlow) -> None:
-        super().__init__(problem.model)
-        self.grid = grid
-        self.rates = grid.rates(problem.model.score.prediction)
-        self.rules = [grid.table.corrections, terms(grid.table.remainders[1])]
-        self.reach = [reach(i, grid.table.integrals, *self.rules) for i in range(len(grid.times) - 1)]
-        self._slopes: dict[int, Tensor] = {}
-        self._states: dict[int, Tensor] = {}
-        self._crossed = 0
-        self._known = 0
+        table = grid.table
+        self.rules = [table.corrections, terms(table.remainders[1])]
+        reaches = [reach(i, table.integrals, *self.rules) for i in range(len(grid.times) - 1)]
+        super().__init__(problem.model, grid, reaches)
         self._off = torch.zeros_like(problem.x.detach())  # of the state from the path
         self._farthest = row_sums(self._off)
         self._rest = torch.stack([self._farthest, self._farthest])  # sums of squares, of the two rules
 
-    @torch.no_grad()
-    def _take(self, x: Tensor, out: Tensor) -> None:
-        """Take in the next node, and cross the intervals for which it was wanting."""
-        k = self._known
-        self._slopes[k] = combined(self.rates[k].slope, x, out)
-        self._states[k] = x / self.grid.spreads[k]
-        self._known += 1
-        while self._crossed < len(self.reach) and self.reach[self._crossed][1] <= k:
-            self._cross(self._crossed)
-            self._crossed += 1
-
     def _cross(self, i: int) -> None:
-        """Add what interval i tells, and forget what no later one needs."""
+        """Add the jump of interval i, and what rules of more slopes do."""
         self._off += self.grid.jump(i, self._states, self._slopes)
         self._farthest = torch.maximum(self._farthest, row_sums(self._off.square()))
 
@@ -88,14 +71,11 @@ class _Path(NodeByNode):
             if added is not None:
                 total += row_sums(added.square())
 
-        self._states.pop(i)
-        first = min((low for low, _ in self.reach[i + 1 :]), default=0)
-        forget_before(first, self._slopes)
-
     def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
         """The network's output at the state of the next node."""
         out = self.model.output(x, t)
-        self._take(x, out.to(x.dtype))
+        with torch.no_grad():
+            self._take(x, out.to(x.dtype))
         return out
 
     def error(self, end: Tensor) -> Tensor:
@@ -160,7 +140,7 @@ def refined(found: Carried, problem: Problem, s: float, atol: float, rtol: float
         errors = error_of(ends)
         error = error.index_copy(0, arrivals, errors[arrived])
         going = going & ~(error <= tolerance)
-    return Carried(x, error, found.times, *budget.unresolved(going))
+    return Carried(x, error, found.times, budget.unresolved(going))
 
 
 def error_of(ends: Ends) -> Tensor:

@@ -14,10 +14,11 @@ from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.noise import Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood.checks import check_finite, check_points, check_process, unknown_densities, warn_of_codes
-from sgm_sde.likelihood.integrals import fixed_grid, on_grid
+from sgm_sde.likelihood.integrals import on_grid
 from sgm_sde.likelihood.methods import FixedGrid, Method, Trace, resolve_method, resolve_trace
+from sgm_sde.likelihood.nodes import fixed_grid
 from sgm_sde.likelihood.problem import Problem
-from sgm_sde.likelihood.results import BY_ERROR, FlowResult
+from sgm_sde.likelihood.results import FlowResult
 from sgm_sde.likelihood.trace import TraceScore
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.score import as_density, as_score
@@ -168,8 +169,8 @@ def _with_density(
         log_prob=value,
         stderr=found.stderr,
         error=found.stated,
-        unresolved=unresolved,
-        reasons=(BY_ERROR,) * len(unresolved),
+        unresolved=unresolved.samples,
+        reasons=unresolved.reasons,
     )
     warn_of_codes(result)
     return result
@@ -206,8 +207,8 @@ def _carry(
         model.nfe,
         found.times,
         error=found.error,
-        unresolved=found.unresolved,
-        reasons=found.reasons,
+        unresolved=found.unresolved.samples,
+        reasons=found.unresolved.reasons,
         method=method,
     )
     warn_of_codes(result)

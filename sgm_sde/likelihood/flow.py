@@ -180,7 +180,7 @@ class _Question:
         prior_std = sde.prior_std if self.prior is None else None
         prior = None if self.prior is None else partial(given_log_prob, self.prior)
         problem = Problem(model, state, eps, estimate, prior_std=prior_std, prior=prior)
-        solution, how, unresolved, reasons = self.method.solve(problem)
+        solution, how, unresolved = self.method.solve(problem)
         latent = solution.latent
         at_T = problem.at_noise(latent)
         value = at_T + solution.volume + added
@@ -195,8 +195,8 @@ class _Question:
             decoder=added,
             defect=solution.defect,
             freedom=solution.freedom,
-            unresolved=unresolved,
-            reasons=reasons,
+            unresolved=unresolved.samples,
+            reasons=unresolved.reasons,
             method=self.method,
             nfe=model.nfe,
             vjps=model.vjps,

@@ -1,34 +1,22 @@
-r"""The flow and its change of volume on one fixed grid, by quadrature along the nodes.
+r"""The flow's change of volume on one fixed grid, by quadrature along the nodes.
 
-In the angle $\theta = \arctan(\sigma/(\alpha s))$ the flow of $z = x/\rho$ is $dz/d\theta = v/\rho$, and the
-log-density changes along it by the divergence. States on a grid lie on no single trajectory; the score says what their
-jumps from one to another do to the log-density.
+States on a grid lie on no single trajectory; the score says what their jumps from one to another do to the log-density.
 """
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.cache import cached
 from sgm_sde._utils.shapes import column, dot
-from sgm_sde.engine.executor import Evaluator, execute
-from sgm_sde.engine.lowering import Plan
-from sgm_sde.engine.program import Program
-from sgm_sde.likelihood.checks import OnOutput
 from sgm_sde.likelihood.errors import ALIASED, COARSE, probe_error, quadrature_error, ratio, rounded, sensitivity
-from sgm_sde.likelihood.grid import Stretched
-from sgm_sde.likelihood.multistep import Quadrature, Weights, program, spread, tables, trust
-from sgm_sde.likelihood.problem import FLAT, NoNoise, Problem, Solution
-from sgm_sde.likelihood.trace import TraceScore
-from sgm_sde.processes.linear import LinearNode, LinearSDE
-from sgm_sde.processes.predictions import convert
+from sgm_sde.likelihood.multistep import Weights
+from sgm_sde.likelihood.nodes import Crossing, Nodes, combined, fixed_grid, forget_before, weighted
+from sgm_sde.likelihood.problem import FLAT, Problem, Solution
 
 SAFETY = 1.5  # of the estimated error of a grid
 ROUGH_SLOPES = 2.0  # of what a rule of more slopes adds to each interval, in the root of the squares
@@ -39,165 +27,11 @@ COARSELY = 1.5  # times the error of a grid that is coarse
 LIKE_PRIOR = 20.0  # reciprocal of the distance of a score from that of pure noise, up to which its wave is told
 
 
-class Rates(NamedTuple):
-    """Coefficients (c_x, c_r) at a node of what is c_x x + c_r r, for a network's output r.
-
-    Attributes:
-        slope: of dz/dtheta.
-        score: of the score in z.
-        divergence: of the divergence of dz/dtheta, for each dimension, and of the trace of r's Jacobian in it.
-        trusted: share of the score that corrections use. At low noise a learned score is unreliable while the error of
-            the trajectory is already negligible, so that it is damped there.
-    """
-
-    slope: tuple[float, float]
-    score: tuple[float, float]
-    divergence: tuple[float, float]
-    trusted: float
-
-    @classmethod
-    def at(cls, node: LinearNode, prediction: str, s: float) -> Rates:
-        """Those at a node."""
-        rho = spread(node, s)
-        trusted = trust(node, s)
-        (s_x, s_r), (v_x, v_r) = (convert(prediction, target, node, sigma_data=s) for target in ("score", "v"))
-        return cls((v_x / rho, v_r / rho), (rho * s_x, rho * s_r), (v_x, v_r), trusted)
-
-
-class Nodes:
-    """A grid along which the flow and the trace are integrated.
-
-    Args:
-        sde: the process.
-        times: of the nodes, from one end to the other.
-        table: their quadrature.
-        s: standard deviation of the data.
-
-    Attributes:
-        reach: for each interval the first and the last node of which something is needed to cross it.
-        first: for each node the first jump that it has a share of.
-        last: the last one.
-        longest: step of lambda, among those within 1 of where the noise is a third of the data.
-    """
-
-    def __init__(self, sde: LinearSDE, times: tuple[float, ...], table: Quadrature, s: float) -> None:
-        self.times = times
-        self.table = table
-        self.s = s
-        self.nodes = sde.nodes(times)
-        self.spreads = [spread(node, s) for node in self.nodes]
-        self.reach = [reach(i, table.integrals, table.corrections) for i in range(len(times) - 1)]
-        around = [[i for row in rows for i, _ in row] for rows in zip(table.shares, table.coarse_shares, strict=True)]
-        self.first = [min(jumps) for jumps in around]
-        self.last = [max(jumps) for jumps in around]
-        self.longest = longest_step(np.array([node.lam for node in self.nodes]), s)
-        self._rates: dict[str, list[Rates]] = {}
-
-    def rates(self, prediction: str) -> list[Rates]:
-        """Conversion of the network's output at each node."""
-        if prediction not in self._rates:
-            self._rates[prediction] = [Rates.at(node, prediction, self.s) for node in self.nodes]
-        return self._rates[prediction]
-
-    def jump(self, i: int, states: Mapping[int, Tensor], slopes: Mapping[int, Tensor]) -> Tensor:
-        """From the end of the path of the slopes over interval i to the next state, in z."""
-        jump = states[i] - states[i + 1]
-        for j, w in self.table.integrals[i]:
-            jump.add_(slopes[j], alpha=w)
-        return jump
-
-
-def reach(i: int, *rules: Sequence[Weights]) -> tuple[int, int]:
-    """The first and the last node of which rules need something to cross interval i."""
-    needed = [i, i + 1, *(j for rule in rules for j, _ in rule[i])]
-    return min(needed), max(needed)
-
-
-def longest_step(lam: np.ndarray, s: float) -> float:
-    """The longest step between nodes at lambda (n + 1,) within 1 of the middle of `Stretched` grids."""
-    low, high = np.sort(np.stack([lam[:-1], lam[1:]]), axis=0)
-    middle = math.log(3) - math.log(s)
-    near = (high > middle - 1) & (low < middle + 1)
-    return float((high - low)[near].max(initial=0.0))
-
-
-class GridFlow(Nodes):
-    """The flow on a fixed grid, from the data to the noise or back; see `multistep`.
-
-    Args:
-        sde: the process.
-        eps: where the flow ends, with the data.
-        steps: of the grid.
-        s: standard deviation of the data.
-        to_noise: the direction.
-    """
-
-    def __init__(self, sde: LinearSDE, eps: float, steps: int, s: float, to_noise: bool = True) -> None:
-        rule = Stretched(data_std=s)
-        times = rule(sde, steps, t_end=eps).times
-        table = tables(rule.curve(sde, sde.T, eps), s, steps, to_noise)
-        super().__init__(sde, times[::-1] if to_noise else times, table, s)
-        self.program = program(self.nodes, table, s)
-
-    def carry(self, model: Evaluator, x: Tensor) -> Tensor:
-        """The state at the last of the times; order 5."""
-        return execute(self.program, x, model, NoNoise(), grad=torch.is_grad_enabled()).x
-
-
-def fixed_grid(sde: LinearSDE, *options: Any) -> GridFlow:
-    """A `GridFlow`, kept where processes can be told apart."""
-    return _fixed_grid(sde, *options)
-
-
-@cached(maxsize=64)
-def _fixed_grid(sde: LinearSDE, *options: Any) -> GridFlow:
-    return GridFlow(sde, *options)
-
-
 class OutputDependsOnBatch(ValueError):
     """The network says something else of some samples alone than of them in their batch."""
 
 
-class NodeByNode:
-    """A network as the executor calls it along a grid."""
-
-    def __init__(self, model: TraceScore) -> None:
-        self.model = model
-
-    def plan(self, program: Program) -> Plan:
-        """The program made ready for what the network predicts."""
-        return self.model.plan(program)
-
-    def times(self, ts: Sequence[float], x: Tensor) -> Sequence[Tensor]:
-        """Times as tensors (B,)."""
-        return self.model.times(ts, x)
-
-    @abstractmethod
-    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
-        """The output at the state (B, *) of the next node, and its times (B,)."""
-
-
-def weighted(weights: Weights, values: dict[int, Tensor]) -> Tensor | None:
-    """The sum of weights times values, where there are any."""
-    total: Tensor | None = None
-    for j, w in weights:
-        total = w * values[j] if total is None else total.add_(values[j], alpha=w)
-    return total
-
-
-def forget_before(first: int, held: dict[int, Tensor]) -> None:
-    """Let go of what is held of nodes before the first that is needed."""
-    for j in [j for j in held if j < first]:
-        del held[j]
-
-
-def combined(c: tuple[float, float], x: Tensor, r: Tensor) -> Tensor:
-    """c_x x + c_r r."""
-    c_x, c_r = c
-    return (c_x * x).add_(r, alpha=c_r)
-
-
-class Integrals(NodeByNode):
+class Integrals(Crossing):
     r"""Streaming quadrature along the probability flow: the network as the executor calls it, node by node, with its
     traces taken and the integrands accumulated.
 
@@ -238,20 +72,15 @@ class Integrals(NodeByNode):
     def __init__(
         self, problem: Problem, grid: Nodes, rows: Tensor | None = None, expected: Tensor | None = None
     ) -> None:
-        super().__init__(problem.model)
+        super().__init__(problem.model, grid)
         self.estimate = problem.trace
         self.prior_std = problem.prior_std
-        self.grid = grid
         self.rows = rows
         self.expected = expected
-        self.rates = grid.rates(problem.model.score.prediction)
         self._traces: list[Tensor] = []
-        self._slopes: dict[int, Tensor] = {}  # dz/dtheta of the flow
-        self._states: dict[int, Tensor] = {}  # z
         self._scores: dict[int, Tensor] = {}  # in z
         self._jumps: dict[int, Tensor] = {}  # of the path in z
         self._noise = len(grid.times) - 1 if problem.to_noise else 0
-        self._crossed = 0
         self._summed = 0  # nodes
         self._defect: Tensor | float = 0.0
         self._of_slopes: list[Tensor] = []  # errors (B,), an interval each
@@ -270,7 +99,8 @@ class Integrals(NodeByNode):
         if not self._traces:
             self._require_expected(out)
             self.first = out.detach().clone()
-        self._add(x, out.to(x.dtype), trace)
+        self._traces.append(trace)
+        self._take(x, out.to(x.dtype))
         return out
 
     def _require_expected(self, out: Tensor) -> None:
@@ -281,33 +111,17 @@ class Integrals(NodeByNode):
         if bool((dot(off, off) > 0.05**2 * dot(expected, expected)).any()):
             raise OutputDependsOnBatch("for some samples the network's output is not what it was in their batch")
 
-    def _add(self, x: Tensor, r: Tensor, trace: Tensor) -> None:
-        """Take in the next node, with its state x, output r and traces."""
-        k = len(self._traces)
+    def _hold(self, k: int, x: Tensor, r: Tensor) -> None:
+        """Keep the score at node k as well, and what rounding does there."""
         rates = self.rates[k]
-        self._traces.append(trace)
-        self._slopes[k] = combined(rates.slope, x, r)
         self._scores[k] = combined(rates.score, x, r)
-        self._states[k] = x / self.grid.spreads[k]
+        super()._hold(k, x, r)
         with torch.no_grad():
             square = sensitivity(self._states[k], self._scores[k])
             shares = rates.trusted, 1 - rates.trusted
             self._sensitivity += torch.stack([square * share**2 for share in shares])
         if k == self._noise:
             self._off_prior = self._off_prior_at(x.detach(), self._scores[k].detach() / self.grid.spreads[k])
-
-        self._go_on_to(k)
-
-    def _go_on_to(self, k: int) -> None:
-        """Take the jumps and sums of all intervals for which nodes up to k are enough."""
-        grid = self.grid
-        while self._crossed < len(grid.reach) and grid.reach[self._crossed][1] <= k:
-            self._cross(self._crossed)
-            self._crossed += 1
-            while self._summed < len(grid.last) and grid.last[self._summed] < self._crossed:
-                self._sum(self._summed)
-                self._summed += 1
-            self._forget()
 
     def _off_prior_at(self, x: Tensor, score: Tensor) -> Tensor:
         """|s - g| / |s| (B,) of the score s at states x of the noise's end, and that of the prior g; 1 at most, and 0
@@ -319,7 +133,7 @@ class Integrals(NodeByNode):
         return ratio(dot(off, off).double(), square).sqrt().clamp(max=1.0)
 
     def _cross(self, i: int) -> None:
-        """Take the jump of interval i, when all that it needs is known."""
+        """Take the jump of interval i, and the sums at nodes for which it was wanting."""
         jump = self.grid.jump(i, self._states, self._slopes)
         self._jumps[i] = jump
 
@@ -328,6 +142,11 @@ class Integrals(NodeByNode):
             off = weighted(self.grid.table.corrections[i], self._slopes)
             of_slopes = torch.zeros_like(dot(jump, jump)) if off is None else dot(ends, off) / 2
         self._of_slopes.append(of_slopes)
+
+        last = self.grid.last
+        while self._summed < len(last) and last[self._summed] <= i:
+            self._sum(self._summed)
+            self._summed += 1
 
     def _sum(self, k: int) -> None:
         """Add what the score at node k says of the jumps around it, as far as it is trusted."""
@@ -372,16 +191,15 @@ class Integrals(NodeByNode):
         return moved
 
     def _forget(self) -> None:
-        """Let go of what no interval and no node needs any more."""
-        reach = self.grid.reach[min(self._crossed, len(self.grid.reach) - 1)][0]
+        """Let go of what no later interval and no node needs."""
+        super()._forget()
         first = self.grid.first[min(self._summed, len(self.grid.first) - 1)]
-        for held, needed in (
-            (self._slopes, reach),
-            (self._states, min(reach, self._summed)),
-            (self._scores, min(reach, self._summed - 2)),
-            (self._jumps, first),
-        ):
-            forget_before(needed, held)
+        forget_before(first, self._jumps)
+        forget_before(self._summed - 2, self._scores)
+
+    def _oldest_state(self) -> int:
+        """The first node whose state is still needed, be it for the wave of its score."""
+        return min(self._crossed, self._summed)
 
     def _factors(self) -> tuple[np.ndarray, np.ndarray]:
         """Weights of each node in the integral of the divergence: for each dimension, and of the trace."""
@@ -521,32 +339,6 @@ class Integrals(NodeByNode):
         _, factors = self._factors()
         squares = torch.from_numpy(factors).to(terms)[:, None].square()
         return torch.stack([trace[:, -3] for trace in self._traces]).detach().double() * squares
-
-
-class Watched(NodeByNode):
-    """Evaluations that are shown to a function, node by node.
-
-    Args:
-        problem: whose network is asked, for its traces too if it has an estimate of them.
-        times: the grid.
-        on_output: called with state, output, time and trace.
-    """
-
-    def __init__(self, problem: Problem, times: Sequence[float], on_output: OnOutput) -> None:
-        super().__init__(problem.model)
-        self.estimate = problem.estimate
-        self.on_output = on_output
-        self.grid = iter(times)
-
-    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
-        """The network's output at the state of the next node."""
-        trace: Tensor | None = None
-        if self.estimate is None:
-            out = self.model.output(x, t)
-        else:
-            out, trace = self.model.with_trace(x, t, self.estimate)
-        self.on_output(x, out, next(self.grid), trace)
-        return out
 
 
 def on_grid(

@@ -32,10 +32,10 @@ from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import rule
 from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, end_of_data, require_count, warn_unresolved
 from sgm_sde.likelihood.errors import probe_error, sensitivity
-from sgm_sde.likelihood.integrals import NodeByNode
 from sgm_sde.likelihood.methods import FixedGrid, Hutchinson, Method, Trace, resolve_method, resolve_trace
+from sgm_sde.likelihood.nodes import NodeByNode
 from sgm_sde.likelihood.problem import NoNoise, among, replaced
-from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
+from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult, Unresolved
 from sgm_sde.likelihood.trace import Estimate, TraceScore
 from sgm_sde.processes.base import has_matrix_marginal
 from sgm_sde.processes.matrix import MatrixSDE, apply
@@ -162,7 +162,7 @@ def joint_log_prob(
     estimate = trace.estimate(state, resolve_seeds(seed, generator, len(z)), True)
     model = TraceScore(score, sde, (eps, sde.T), model_kwargs, len(z))
     ladder = _Ladder(model, estimate, eps, state)
-    found, going = ladder.climbed(grid)
+    found, unresolved = ladder.climbed(grid)
     error = found.error + _distance_from_prior(model, estimate.run(ladder.runs), found.latent)
     steps = f"{grid.n_steps} steps" + (f", up to {FINEST * grid.n_steps} where needed" if grid.steps is None else "")
     protocol = LikelihoodProtocol(
@@ -182,7 +182,8 @@ def joint_log_prob(
         decoder=torch.zeros_like(found.value),
         defect=torch.full_like(found.value, math.nan),
         freedom=found.freedom,
-        unresolved=tuple(going.nonzero().flatten().tolist()),
+        unresolved=unresolved.samples,
+        reasons=unresolved.reasons,
         nfe=model.nfe,
         vjps=model.vjps,
         protocol=protocol,
@@ -311,8 +312,8 @@ class _Ladder:
         self.state = state
         self.runs = 0
 
-    def climbed(self, grid: FixedGrid) -> tuple[_Found, Tensor]:
-        """The solution, and the samples (B,) whose numerical error did not come down to the tolerance."""
+    def climbed(self, grid: FixedGrid) -> tuple[_Found, Unresolved]:
+        """The solution, and the samples whose numerical error did not come down to the tolerance."""
         steps = grid.n_steps
         n = len(self.state)
         run, found = self._run(steps)
@@ -320,8 +321,7 @@ class _Ladder:
         _, coarse = self._run(steps // 2)
         found = found.against(coarse)
         if grid.steps is not None:
-            settled = torch.zeros(n, dtype=torch.bool)
-            return found, settled
+            return found, Unresolved()
 
         atol = grid.atol * self.state[0].numel()
         alone = self.model.takes_some(n)
@@ -341,7 +341,7 @@ class _Ladder:
             found = found.replaced(rows[sound], other.among(sound))
             allowed = atol + grid.rtol * found.volume.abs()
             going = found.error > allowed
-        return found, going
+        return found, Unresolved.by_error(going)
 
     def _run(self, steps: int, rows: Tensor | None = None) -> tuple[_Run, _Found]:
         """A run over so many steps, of all samples or of those of the numbers `rows`, and what it finds."""

@@ -17,10 +17,11 @@ from sgm_sde._utils.checks import FAR, described, number, one_of, settle
 from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.noise import SampleSeeds
 from sgm_sde.identity import Value
-from sgm_sde.likelihood import codes, integrals, own_steps, refinement
+from sgm_sde.likelihood import batch_steps, codes, integrals, nodes, own_steps, refinement
 from sgm_sde.likelihood.checks import OnOutput, require_count
 from sgm_sde.likelihood.codes import Carried
 from sgm_sde.likelihood.problem import Problem, Solution
+from sgm_sde.likelihood.results import Unresolved
 from sgm_sde.likelihood.trace import BASES, FEW_DIMENSIONS, PROBES, Estimate, ExactTrace, RandomTrace
 from sgm_sde.scores.score import Score
 
@@ -31,13 +32,11 @@ PILOT = "pilot"
 
 
 class Found(NamedTuple):
-    """A solution, how it was found in words, and the samples whose error did not come down to the tolerance with what
-    kept each from it."""
+    """A solution, how it was found in words, and the samples whose error did not come down to the tolerance."""
 
     solution: Solution
     how: str
-    unresolved: tuple[int, ...] = ()
-    reasons: tuple[str, ...] = ()
+    unresolved: Unresolved = Unresolved()
 
 
 class Method(Value):
@@ -129,7 +128,7 @@ class FixedGrid(Method):
     def solve(self, problem: Problem) -> Found:
         """From the data to the noise."""
         how = f"a multistep method of order 5 with {self.n_steps} fixed steps"
-        grid = integrals.fixed_grid(problem.sde, problem.eps, self.n_steps, self.data_std, problem.to_noise)
+        grid = nodes.fixed_grid(problem.sde, problem.eps, self.n_steps, self.data_std, problem.to_noise)
         if grid.longest > TOO_COARSE:
             how += ", too few for their error to be known"
         if self.steps is not None:
@@ -140,7 +139,7 @@ class FixedGrid(Method):
 
         tightness = self.atol or self.rtol
         refined = refinement.exponential(problem, STEPS, self.data_std, tolerance, tightness, self.max_calls)
-        return Found(refined.solution, how + self._refined(), refined.unresolved, refined.reasons)
+        return Found(refined.solution, how + self._refined(), refined.unresolved)
 
     def _refined(self) -> str:
         """Words for how far steps are refined."""
@@ -150,7 +149,7 @@ class FixedGrid(Method):
 
     def carry(self, problem: Problem) -> Carried:
         """States alone (B, *) at the other end with their error, and the times of the first grid."""
-        grid = integrals.fixed_grid(problem.sde, problem.eps, self.n_steps, self.data_std, problem.to_noise)
+        grid = nodes.fixed_grid(problem.sde, problem.eps, self.n_steps, self.data_std, problem.to_noise)
         found = codes.on_grid(problem, grid)
         if self.steps is not None:
             return found
@@ -255,7 +254,7 @@ class AdjointFlow(Method):
     def solve(self, problem: Problem) -> Found:
         """From the data to the noise."""
         flow = own_steps.NormalisedFlow(problem, self.data_std)
-        ends = own_steps.adjoint(flow, self.rtol, self.atol, self._parameters(problem.model.score))
+        ends = batch_steps.adjoint(flow, self.rtol, self.atol, self._parameters(problem.model.score))
         return Found(own_steps.joint(ends), f"torchdiffeq's dopri5 on the batch {_words(self.rtol, self.atol)}")
 
     def _parameters(self, score: Score) -> tuple[Tensor, ...]:
@@ -294,7 +293,7 @@ class ScipyRK45(Method):
 
     def solve(self, problem: Problem) -> Found:
         """From the data to the noise."""
-        solution = own_steps.scipy_rk45(problem, self.rtol, self.atol)
+        solution = batch_steps.scipy_rk45(problem, self.rtol, self.atol)
         return Found(solution, f"SciPy's RK45 on the batch {_words(self.rtol, self.atol)}")
 
 

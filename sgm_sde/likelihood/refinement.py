@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from sgm_sde.likelihood.checks import OnOutput
 from sgm_sde.likelihood.errors import ratio
-from sgm_sde.likelihood.integrals import OutputDependsOnBatch, Watched, fixed_grid, on_grid
+from sgm_sde.likelihood.integrals import OutputDependsOnBatch, on_grid
+from sgm_sde.likelihood.nodes import NodeByNode, fixed_grid
 from sgm_sde.likelihood.own_steps import CALLS_A_STEP, Ends, NormalisedFlow, by_own_steps, joint
 from sgm_sde.likelihood.problem import Problem, Solution
-from sgm_sde.likelihood.results import BY_CALLS, BY_ERROR, BY_NOISE
+from sgm_sde.likelihood.results import BY_CALLS, BY_ERROR, BY_NOISE, Unresolved
 
 REFINEMENTS = (2, 4)  # times the steps
 OF_ROUGH = (2, 4, 8)  # the same where the integral of the divergence is what is inexact
@@ -31,11 +32,10 @@ GROWS = 10 ** (1 / 5)  # factor of the calls at a tenth of a tolerance, that of 
 
 
 class Refined(NamedTuple):
-    """A solution, the samples that did not end within the tolerance, and what kept each from it."""
+    """A solution, and the samples that did not end within the tolerance."""
 
     solution: Solution
-    unresolved: tuple[int, ...]
-    reasons: tuple[str, ...]
+    unresolved: Unresolved
 
 
 def exponential(
@@ -65,7 +65,7 @@ def exponential(
     solution, going = _on_finer_grids(solution, some, steps, tolerance)
     if not some.grad:  # which an adaptive solver has not
         solution, going = _adaptively(solution, some, going, tolerance, tightness)
-    return Refined(solution, *some.budget.unresolved(going))
+    return Refined(solution, some.budget.unresolved(going))
 
 
 def _on_finer_grids(
@@ -169,12 +169,12 @@ class Budget:
         able = torch.from_numpy(self._able()).to(going.device)
         return (going & able).nonzero().flatten()
 
-    def unresolved(self, going: Tensor) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    def unresolved(self, going: Tensor) -> Unresolved:
         """Numbers of some samples (n,), and names of what kept each from the tolerance."""
         by_error = np.where(self._able(), BY_ERROR, BY_CALLS)
         reasons = np.where(self._noisy, BY_NOISE, by_error)
         rows = going.nonzero().flatten().cpu().numpy()
-        return tuple(rows.tolist()), tuple(reasons[rows].tolist())
+        return Unresolved(tuple(rows.tolist()), tuple(reasons[rows].tolist()))
 
     def _able(self) -> np.ndarray:
         """Mask of the samples (n,) that have arrived, and on which another run, at a tenth of the tolerance, is within
@@ -273,6 +273,32 @@ class Some:
 def _at_most(error: Tensor, change: Tensor, of: str) -> Tensor:
     """Errors (B,) brought down to their share of a change (B,), but for what that may be too small by chance."""
     return error.minimum(OF_CHANGE[of] * change).maximum(BY_CHANCE[of] * error)
+
+
+class Watched(NodeByNode):
+    """Evaluations that are shown to a function, node by node.
+
+    Args:
+        problem: whose network is asked, for its traces too if it has an estimate of them.
+        times: the grid.
+        on_output: called with state, output, time and trace.
+    """
+
+    def __init__(self, problem: Problem, times: Sequence[float], on_output: OnOutput) -> None:
+        super().__init__(problem.model)
+        self.estimate = problem.estimate
+        self.on_output = on_output
+        self.grid = iter(times)
+
+    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
+        """The network's output at the state of the next node."""
+        trace: Tensor | None = None
+        if self.estimate is None:
+            out = self.model.output(x, t)
+        else:
+            out, trace = self.model.with_trace(x, t, self.estimate)
+        self.on_output(x, out, next(self.grid), trace)
+        return out
 
 
 def revisit(problem: Problem, steps: int, s: float, refine: bool, on_output: OnOutput) -> None:

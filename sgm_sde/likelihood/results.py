@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,19 @@ from sgm_sde.engine.status import Status
 BY_NOISE = "noise"  # of the network's output, which shorter steps do not resolve
 BY_CALLS = "calls"  # that the method may make
 BY_ERROR = "error"  # of the last method that is tried
+
+
+class Unresolved(NamedTuple):
+    """Numbers of the samples whose error did not come down to the tolerance, and what kept each from it."""
+
+    samples: tuple[int, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+    @classmethod
+    def by_error(cls, above: Tensor) -> Unresolved:
+        """Those of a mask (B,), for which no further method is tried."""
+        samples = tuple(above.nonzero().flatten().tolist())
+        return cls(samples, (BY_ERROR,) * len(samples))
 
 
 def unresolved_status(unresolved: Sequence[int], reasons: Sequence[str], n: int, method: object) -> Status:

@@ -73,6 +73,7 @@ def test_a_density_that_is_not_known_is_told() -> None:
     unknown = tuple((found.log_prob.error > 2.0).nonzero().flatten().tolist())
     assert 0 < len(unknown) < 32
     assert found.status.samples == found.log_prob.unresolved == unknown
+    assert found.log_prob.reasons == ("error",) * len(unknown)
 
 
 def test_samples_that_cannot_be_right_are_told() -> None:

@@ -75,7 +75,7 @@ def test_joint_densities_go_on_until_the_tolerance() -> None:
     torch.testing.assert_close(among.value[2:3], alone.value, rtol=0, atol=1e-12)
     with pytest.warns(sg.likelihood.LikelihoodWarning, match="did not come down to the tolerance"):
         beyond = sg.log_prob(score, CRITICAL, z[:1], eps=eps, method=FixedGrid(atol=1e-13))
-    assert beyond.unresolved == (0,)
+    assert beyond.unresolved == (0,) and beyond.reasons == ("error",)
 
 
 def test_the_velocity_bound_is_below_the_density_and_not_far() -> None:
