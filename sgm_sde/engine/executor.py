@@ -144,7 +144,7 @@ class Loop:
         self.stage = 0
         self.run = Run(x)
         self._x = x
-        self._output: Tensor | None = None  # on its way from `drive` to `stages`
+        self._output: Tensor | None = None  # on its way from `drive` to `stages`, and to the next stage
         self._start = start
         self._shape = tuple(x.shape)
         self._dtype = x.dtype
@@ -155,14 +155,12 @@ class Loop:
         first = self._begin()
         memory = self.memory
         run = self.run
-        output: Tensor | None = None
         reported = run.nodes
         for k, stage in enumerate(self.plan.program.stages[first:], first):
             self.stage = k
             new = k > first or self._start is None  # not seen by hooks and callback before
             if k > first:
-                memory.combine(k, self.plan.instructions[k], self._terms(k, output))
-            output = None  # free it before hooks and the network make others
+                memory.combine(k, self.plan.instructions[k], self._terms(k))
             if stage.node and self._stops_at_node(new):
                 break
 
@@ -174,7 +172,8 @@ class Loop:
                 if self.on_output is not None and run.nodes > reported:
                     self.on_output(self.state, output, stage.t)
                     reported = run.nodes
-                output = self._take(output)
+                self._output = self._take(output)
+                del output  # what the next stage takes of it is freed before noise is drawn
         return run
 
     def drive(self, evaluate: Callable[[Tensor, Tensor], Tensor]) -> Run:
@@ -237,18 +236,23 @@ class Loop:
             # Another network's table may store the same evaluation in another scale.
             self.memory.load(need.place, value if scale == need.scale else scale / need.scale * value)
 
-    def _terms(self, k: int, output: Tensor | None) -> Summands:
-        """The network's last output and new noises, as far as stage k needs them, with their coefficients."""
+    def _terms(self, k: int) -> Summands:
+        """The network's last output and new noises, as far as stage k needs them, with their coefficients.
+
+        A term that is not held on to is gone when the next one is made.
+        """
         ins = self.plan.instructions[k]
-        terms: Summands = []
+        output, self._output = self._output, None
         if ins.output is not None and output is not None:
-            terms.append((output, ins.output))
+            yield output, ins.output
+        del output
+
         for c, slot in ins.noises:
             z = self.noise.normal(self._shape, self._dtype, self._device)
-            terms.append((z, c))
             if slot is not None:
                 self.memory.store(slot, z, z, AS_IT_IS)
-        return terms
+            yield z, c
+            del z
 
     def _stops_at_node(self, new: bool) -> bool:
         """Hooks and callback at a node, if they have not seen it; True if the run stops there."""

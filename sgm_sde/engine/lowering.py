@@ -76,6 +76,7 @@ class Plan:
         instructions: one for each stage.
         n_slots: slots of the history.
         n_registers: states alive at the same time.
+        borrowed: the slots that registers lie in which are needed only while these are not.
         blocks: of the state, on which matrices among the coefficients act; 1 where all are numbers, 0 where some
             are a number for each token.
         weights: the coefficients of all slots (stages, n_slots), float64 on the host; for numbers only.
@@ -87,6 +88,7 @@ class Plan:
     instructions: tuple[Instruction, ...]
     n_slots: int
     n_registers: int
+    borrowed: Mapping[int, int] = field(compare=False)
     blocks: int
     weights: Tensor = field(repr=False, compare=False)
     factors: Tensor = field(repr=False, compare=False)
@@ -117,6 +119,7 @@ def lower(program: Program, conversions: Sequence[Conversion]) -> Plan:
         instructions,
         allocation.n_slots,
         allocation.n_registers,
+        borrow(instructions, allocation) if numbers_only else {},
         blocks,
         _weights(instructions, allocation.n_slots) if numbers_only else torch.zeros(0, device="cpu"),
         _factors(instructions) if numbers_only else torch.zeros(0, device="cpu"),
@@ -354,6 +357,35 @@ def allocate(rows: Sequence[Row]) -> Allocation:
         places.append(place)
 
     return Allocation(tuple(places), slots.n, registers.n)
+
+
+def borrow(instructions: Sequence[Instruction], allocation: Allocation) -> dict[int, int]:
+    """Slots for registers that are needed only while these are not, such as those of a multistep method's first steps.
+
+    The first register is the memory of the run's first state, and a product reads all slots while it writes.
+    """
+    slots = [_held(place, states=False) | {place.store} for place in allocation.places]
+    registers = [_held(place, states=True) | {place.target} for place in allocation.places]
+    products = {ins.target for ins in instructions if ins.kind == "product"}
+
+    found: dict[int, int] = {}
+    for register in range(allocation.n_registers):
+        if register == instructions[0].target or register in products:
+            continue
+        stages = [k for k, held in enumerate(registers) if register in held]
+        taken = set().union(*(slots[k] for k in stages))
+        free = [slot for slot in range(allocation.n_slots) if slot not in taken]
+        if free:
+            found[register] = free[0]
+            for k in stages:
+                slots[k] = slots[k] | {free[0]}
+    return found
+
+
+def _held(place: Place, *, states: bool) -> set[int | None]:
+    """The registers of states, or the slots of other values, that are held at a stage or behind it."""
+    held = [*place.read.items(), *place.alive.items()]
+    return {at for (kind, _), at in held if (kind == "state") is states}
 
 
 def _target(k: int, row: Row, registers: _Pool, last: Mapping[Key, int]) -> tuple[int | None, tuple[int, ...], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -11,7 +12,7 @@ from sgm_sde.engine.lowering import Conversion, Instruction, Plan
 from sgm_sde.engine.matrix import Matrix, number, times
 from sgm_sde.engine.node import Coefficient
 
-Summands = list[tuple[Tensor, Coefficient]]
+Summands = Iterator[tuple[Tensor, Coefficient]]
 
 
 class Memory(Protocol):
@@ -26,7 +27,7 @@ class Memory(Protocol):
     slots: list[Tensor]
 
     def combine(self, k: int, ins: Instruction, terms: Summands) -> None:
-        """Stage k: its state from registers, slots and further terms, which may be used up."""
+        """Stage k: its state from registers, slots and further terms, each let go of before the next."""
 
     def replace(self, register: int, value: Tensor) -> None:
         """Put another state in a register."""
@@ -57,9 +58,11 @@ class Buffers:
         self.slots = [row.view(x.shape) for row in buffer]
         self._history = buffer.t()
 
-        first = plan.instructions[0].target if own and x.is_contiguous() else None
+        known = {register: self.slots[slot] for register, slot in plan.borrowed.items()}
+        if own and x.is_contiguous():
+            known[plan.instructions[0].target] = x
         self.registers = [
-            x if register == first else torch.empty_like(x, memory_format=torch.contiguous_format)
+            known[register] if register in known else torch.empty_like(x, memory_format=torch.contiguous_format)
             for register in range(plan.n_registers)
         ]
         self._flat = [register.view(-1) for register in self.registers]
@@ -82,7 +85,7 @@ class Buffers:
             torch.addmv(self._flat[source], self._history, weights, beta=number(ins.beta), out=self._flat[ins.target])
             base = state
         elif ins.kind == "blend":
-            end, weight = terms.pop()
+            end, weight = next(terms)
             base = torch.lerp(base, end, number(weight), out=state)
         elif ins.kind == "factor":
             base = torch.mul(base, self._factors[k], out=state)
@@ -94,6 +97,7 @@ class Buffers:
             base = _add(base, self.registers[register], c, state)
         for value, c in terms:
             base = _add(base, value, c, state)
+            del value
         self.replace(ins.target, base)
 
     def replace(self, register: int, value: Tensor) -> None:
@@ -139,6 +143,7 @@ class GraphMemory:
             state = state + times(c, self.registers[register])
         for value, c in terms:
             state = state + times(c, value)
+            del value
         self.replace(ins.target, state)
 
     def replace(self, register: int, value: Tensor) -> None:

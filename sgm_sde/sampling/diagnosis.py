@@ -323,7 +323,6 @@ class Watch:
         self._limit: Tensor | None = None  # of a sample's size, the least of those known so far
         self._least: Tensor | None = None  # the size of a sample that accounts for the states, the most so far
         self._against: Tensor | None = None
-        self._blind_below: Tensor | None = None  # the size of a sample of which the network saw little at the start
         self._noise: Tensor | None = None  # the size (1, B) of the noise estimated at the start
         self._pending: list[tuple[Look, Tensor, Tensor]] = []  # looks that are not accounted for yet
         self._apart: Tensor | None = None  # where state and estimated data were further apart than the noise allows
@@ -384,13 +383,14 @@ class Watch:
             across = dot(x, output) / d
             self._against = self._points_against(across, look, size, of_output)
             if self.flow:
-                self._least = self._of_reversed_flow(across, look, size, of_output)
+                self._account_for(self._of_reversed_flow(across, look, size, of_output))
 
         if self.estimates_noise and not self.lags and NOISE <= look.level < math.inf:
             c_x, c_r = look.data
             of_data = root_mean_square((c_x * x).add_(output, alpha=c_r)) if c_x else of_output * abs(c_r)
             accounted = (size / look.alpha).clamp_(min=look.level).mul_(LEFT)
-            self._blind_below = of_data.masked_fill(of_data <= accounted, 0.0).div_(SPARSE)
+            blind = of_data.masked_fill(of_data <= accounted, 0.0).div_(SPARSE)  # the network saw little of the noise
+            self._account_for(blind.nan_to_num_(nan=-math.inf, posinf=math.inf))
 
     def _see_noise(self, of_noise: Tensor, columns: Columns, expected: float) -> None:
         """Compare the sizes of the noise estimated (m, B) with that of the first."""
@@ -409,8 +409,11 @@ class Watch:
 
         one = len(state) == 1
         limit = limit[0] if one else limit.amin(0)
-        least = least[0] if one else least.amax(0)
         self._limit = limit if self._limit is None else torch.minimum(self._limit, limit, out=limit)
+        self._account_for(least[0] if one else least.amax(0))
+
+    def _account_for(self, least: Tensor) -> None:
+        """Keep the least sizes (B,) of samples that account for what was seen, which are used up."""
         self._least = least if self._least is None else torch.maximum(self._least, least, out=least)
 
     @staticmethod
@@ -453,8 +456,6 @@ class Watch:
             far = far | (size < self._least)
         if self._apart is not None:
             far = far | self._apart
-        if self._blind_below is not None:
-            far = far | (size < self._blind_below)
         return far if self._against is None else far | self._against
 
 

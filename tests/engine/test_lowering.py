@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import sgm_sde as sg
 from sgm_sde.engine.executor import execute
 from sgm_sde.engine.lowering import lower
+from sgm_sde.engine.memory import Buffers
 from tests.by_hand import EDM
-from tests.helpers import F64, bind, stream
+from tests.helpers import ALL, F64, bind, stream
 
 
 def test_runs_report_their_nodes_and_outputs() -> None:
@@ -71,3 +73,18 @@ def test_plans_of_common_tables() -> None:
     mixed = lower(sg.DPMSolverPP(2, lower_final=False).compile(EDM, sg.Grid([4.0, 2.0, 1.0])), [(0.25, 0.5)] * 3)
     assert mixed.instructions[0].mix == (0.5, 1.0)
     assert mixed.instructions[0].output is None
+
+
+@pytest.mark.parametrize("solver", ["dpm++3m", "unipc4", "heun"])
+def test_states_of_first_steps_lie_in_the_history(solver: str) -> None:
+    """They borrow slots that hold nothing yet; those that every step needs have memory of their own."""
+    grid = sg.Grid([8.0, 4.0, 2.0, 1.0, 0.5, 0.25])
+    plan = lower(program := ALL[solver].compile(EDM, grid), [(0.0, 1.0)] * len(program.stages))
+    assert plan.n_registers == 2
+    assert len(plan.borrowed) == (solver != "heun")
+
+    state = torch.ones(3, 2, dtype=F64)
+    buffers = Buffers(state, plan)
+    ends = [register.data_ptr() for register in buffers.registers]
+    slots = [slot.data_ptr() for slot in buffers.slots]
+    assert [end in slots for end in ends] == [register in plan.borrowed for register in range(2)]

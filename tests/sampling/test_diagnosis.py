@@ -285,7 +285,7 @@ def test_states_kept_until_the_end_say_what_states_looked_at_on_the_way_say(
         for t, x in zip(times, states, strict=True):
             watch.see(x, x.flip(0), t)
         named = watch.implausible(states[-1].roll(9, 0), denoised=True)
-        return [named, watch._limit, watch._least, watch._apart, watch._against, watch._blind_below]
+        return [named, watch._limit, watch._least, watch._apart, watch._against]
 
     kept = told(diagnosis.SMALL)
     assert kept[0] is not None and kept[0].any()
