@@ -24,6 +24,7 @@ from torch import Tensor
 HARD = 4  # noises at random for a hard one
 SCREENED = 8  # noises that are screened for one at random
 SCREENED_IN_FEW = 32  # in few dimensions, where a noise gives few equations and costs least
+MOST_IN_FEW = 4096  # noises at random, of which more were no better
 HELD = 4  # further ones that are held out for one at random, with exact samples but for rough networks
 HELD_IN_FEW = 16
 FEW_DIMENSIONS = 16

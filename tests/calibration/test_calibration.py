@@ -478,6 +478,23 @@ def test_the_error_is_that_of_samples(calibrated: sg.calibration.Calibrations) -
         assert f"at {nfe} calls" in str(found) and found.network_evals > 0
 
 
+def test_of_many_noises_some_are_fitted_to_and_the_others_screened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In few dimensions; the remark says so, and the fit is that of so many noises."""
+    sde = sg.VPSDE()
+    score = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.3).score(sde)
+    monkeypatch.setattr(search, "MOST_IN_FEW", 16)
+
+    def fitted(n: int) -> sg.Calibration:
+        return sg.calibrate(score, sde, (n, 1), nfe=2, held_out=16, reference_nfe=32, seed=0)
+
+    some, many, most = fitted(16), fitted(40), fitted(1000)
+    assert not any("fitted to" in remark for remark in some.remarks)
+    assert "16 of 40 noises were fitted to, and the hardest of the others" in many.remarks
+    assert many.error == pytest.approx(some.error, rel=1e-6)
+    assert many.protocol == some.protocol
+    assert most.protocol["screened_noises"] == 1000 - 16
+
+
 def test_rare_noises_that_make_the_error_are_found() -> None:
     """One sample in 200 lies far out and is most of the error: it is in what is fitted to, and in what is measured."""
     sde = sg.VPSDE()
