@@ -67,9 +67,17 @@ def _as_typed(message: str, args: argparse.Namespace) -> str:
         "--nfe=5 and --final='none' are too small"
         >>> _as_typed("time_limit must be positive, got time_limit", argparse.Namespace(time_limit=0.0))
         '--time-limit must be positive, got time_limit'
+        >>> _as_typed("nfe[1] must be positive, and labels=None is not", argparse.Namespace(nfe=[5, 0], labels="none"))
+        '--nfe must be positive, and --labels=none is not'
     """
     names = "|".join(vars(args)) or "(?!)"  # of none nothing
-    return re.sub(rf"^({names})\b|(?<![\w.-])({names})(?==)", lambda found: f"--{found[0].replace('_', '-')}", message)
+
+    def typed(found: re.Match[str]) -> str:
+        name = (found[1] or found[2]).replace("_", "-")
+        return f"--{name}" + ("=none" if found[3] else "")
+
+    message = re.sub(rf"^({names})\b(?:\[\d+\])?|(?<![\w.-])({names})(?:(=None\b)|(?==))", typed, message)
+    return message.replace("solvers() has", "`sgm-sde solvers` has")
 
 
 @contextmanager

@@ -132,7 +132,7 @@ def _distinct(option: str, times: Sequence[float] | Tensor) -> tuple[float, ...]
     """The times of a grid, which are given as an option, without those that differ from the one before by rounding."""
     given = moments(option, times)
     if not given:
-        raise ValueError("a grid needs at least one time")
+        raise ValueError(f"{option} must have at least one time, got none")
     for i, t in enumerate(given):
         if not (math.isfinite(t) and t >= 0):
             raise ValueError(f"{option} must be finite and not negative, got {option}[{i}] = {t}")
@@ -540,7 +540,8 @@ class Thinned(LogSNR):
             end, and the steps to either side are stretched evenly in w.
 
     Raises:
-        ValueError: for a number that is not finite or out of range.
+        ValueError: for a number that is not finite or out of range; on a process, for more jumps than there are nodes
+            between the ends.
         TypeError: for a `to_data` that is not True or False.
 
     Examples:
@@ -612,22 +613,29 @@ class Thinned(LogSNR):
         whole = count(last) - count(first)
         jumps = -2 * cpu_float64(self.jumps).log()
         places = (count(jumps) - count(first)) / whole
-        aim = count(first) + _through(places.tolist(), u) * whole
+        aim = count(first) + self._through(places.tolist(), u) * whole
         times: Tensor = sde.time(_inverse(count, aim, first, last))
         return times
 
+    def _through(self, places: Iterable[float], u: Tensor) -> Tensor:
+        """Fractions u in [0, 1] stretched so that the nearest ones lie at given places; the ends stay where they are.
 
-def _through(places: Iterable[float], u: Tensor) -> Tensor:
-    """Fractions u in [0, 1] stretched so that the nearest ones lie at given places; the ends stay where they are."""
-    n = len(u) - 1
-    nodes, met = [0], [0.0]
-    for place in sorted(places):
-        nearest = round(place * n)
-        node = max(nearest, nodes[-1] + 1)
-        if nearest > 0 and node < n:
-            nodes.append(node)
-            met.append(place)
-    return torch.as_tensor(np.interp(range(n + 1), [*nodes, n], [*met, 1.0])).to(u)
+        Raises:
+            ValueError: for more places than fractions between the ends.
+        """
+        n = len(u) - 1
+        met = [place for place in sorted(places) if 0 < round(place * n) < n]
+        if len(met) >= n:
+            raise ValueError(
+                f"jumps={self.jumps} need {len(met)} nodes between the ends, and {n} steps have {n - 1}: take more "
+                f"steps, or fewer jumps"
+            )
+
+        nodes = [0]
+        for i, place in enumerate(met):
+            free = n - len(met) + i  # the last node that leaves one to each of those after it
+            nodes.append(min(max(round(place * n), nodes[-1] + 1), free))
+        return torch.as_tensor(np.interp(range(n + 1), [*nodes, n], [0.0, *met, 1.0])).to(u)
 
 
 def _inverse(increasing: Callable[[Tensor], Tensor], aim: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +141,60 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
     "a checkpoint without a name": (
         lambda: sg.calibrate(lambda x, t: x, VP, (16, 2), nfe=4, checkpoint=""), "'' names no folder"
     ),
+    # Options that would do nothing, and those that are refused where they are given.
+    **{
+        f"default_setting(CLD, {name}=)": (
+            lambda name=name, value=value: sg.defaults.default_setting(CLD, 10, **{name: value}),
+            rf"^{name}={value} changes nothing: the default on CLD\(.*\) does not depend on it",
+        )
+        for name, value in {"data_std": 3.0, "coupled": True}.items()
+    },
+    "a scale where log-SNR is infinite": (
+        lambda: sg.defaults.default_setting(VP, 10, t_end=0.0, data_std=3.0),
+        r"^data_std=3.0 changes nothing for a run from or to t=0.0",
+    ),
+    "more jumps than nodes": (
+        lambda: drawn(SCORE, nfe=4, solver="ddim", grid=sg.grids.Thinned(jumps=(9.0, 3.0, 1.0))),
+        r"^jumps=\(9\.0, 3\.0, 1\.0\) need 3 nodes between the ends, and 3 steps have 2",
+    ),
+    "Thresholded(most=0.5)": (
+        lambda: sg.guidance.Thresholded(SCORE, most=0.5),
+        "^most=0.5 bounds a dynamic threshold: give a percentile",
+    ),
+    "a grid of no times": (lambda: drawn(SCORE, grid=[]), "^grid must have at least one time, got none"),
+    "a scheduler's grid of no name": (
+        lambda: sg.adapters.SolverScheduler({"beta_schedule": "linear"}, "ddim", grid="karas"),
+        "^unknown grid 'karas'; did you mean 'karras'",
+    ),
+    "a scheduler's grid that rises": (
+        lambda: sg.adapters.SolverScheduler({"beta_schedule": "linear"}, "ddim", grid=[0.1, 1.0]),
+        "^grid must strictly decrease",
+    ),
+    **{
+        f"compile of {solver.name} on CLD": (
+            lambda solver=solver: solver.compile(CLD, sg.Grid([1.0, 0.5])),
+            rf"^{re.escape(solver.name)} needs \w+\(t\), which CLD does not have",
+        )
+        for solver in (sg.DPMSolverPP(), sg.Heun(), sg.DDIM())
+    },
+    "compile on times": (
+        lambda: sg.Heun().compile(VP, [1.0, 0.5]),  # type: ignore[arg-type]
+        r"^grid must be a Grid, such as Grid\(\[1.0, 0.5, 0.1\]\), got \[1.0, 0.5\]",
+    ),
+    "a stepper with noise on a flow of coupled pairs": (
+        lambda: sg.stepping.stepper("ddpm", FLOW, nfe=5, coupled=True),
+        "^ddpm adds noise by the score, which a flow of coupled pairs does not give",
+    ),
+    # Times outside of the process.
+    **{
+        f"the {what} at t={t}": (
+            lambda call=call, t=t: call(torch.zeros(2, 2), t),
+            rf"^t must lie in \[0, T = 1\], got {re.escape(f'{float(torch.as_tensor(t).max()):g}')}: times are those",
+        )
+        for t in (2.0, -0.1, 500, torch.tensor([0.5, 999.0]), torch.tensor(math.nan))
+        for what, call in {"score": SCORE, "denoised": SCORE.denoised, "marginal": VP.marginal}.items()
+    },
+    "the marginal of CLD at t=2": (lambda: CLD.marginal(torch.zeros(2, 2), 2.0), r"^t must lie in \[0, T = 1\], got 2"),
     "a program that is no JSON": (lambda: sg.Program.from_json("{"), "^not the JSON of a program"),
 }  # fmt: skip
 
@@ -151,6 +206,61 @@ def test_refusals_name_what_was_typed(case: str) -> None:
     with pytest.raises((ValueError, TypeError, OSError), match=words) as refused:
         call()
     assert shown_below(refused.value) is None
+
+
+@pytest.mark.parametrize("t", [0.0, 1.0000001, torch.ones((), dtype=torch.bfloat16), torch.tensor([0.999999, 1.0])])
+def test_times_at_the_ends_are_taken_as_precise_as_they_are(t: Any) -> None:
+    """Of any precision; and under a transformation, which has no numbers to look at."""
+    x = torch.ones(2, 2)
+    assert SCORE(x, t).shape == VP.marginal(x, t)[0].shape == x.shape
+    alone = torch.func.vmap(lambda x, t: SCORE(x[None], t[None])[0])
+    torch.testing.assert_close(alone(x, torch.tensor([0.3, 0.6])), SCORE(x, torch.tensor([0.3, 0.6])))
+
+
+FUNCTIONS: dict[str, Callable[..., object]] = {
+    "log_prob": lambda **options: sg.log_prob(SCORE, VP, torch.zeros(2, 2), **options),
+    "encode": lambda **options: sg.encode(SCORE, VP, torch.zeros(2, 2), **options),
+    "decode": lambda **options: sg.decode(SCORE, VP, torch.zeros(2, 2), **options),
+    "bits_per_dim": lambda **options: sg.bits_per_dim(
+        SCORE, VP, torch.zeros(2, 2).byte(), n_levels=2, data_range=(-1, 1), **options
+    ),
+    "joint_log_prob": lambda **options: sg.likelihood.joint_log_prob(JOINT, CLD, torch.zeros(2, 2, 2), **options),
+    "elbo": lambda **options: sg.elbo(SCORE, VP, torch.zeros(2, 2), **options),
+    "pilot": lambda **options: sg.pilot(SCORE, VP, (2, 2), nfe=5, **options),
+    "calibrate": lambda **options: sg.calibrate(SCORE, VP, (2, 2), nfe=5, **options),
+    "check_score": lambda **options: sg.testing.check_score(SCORE, torch.zeros(2, 2), **options),
+    "stepper": lambda **options: sg.stepping.stepper("ddim", VP, **options),
+    "bench": lambda **options: sg.bench.bench("digits", "nowhere", **options),
+    "sample": lambda **options: sg.sample(SCORE, VP, (2, 2), **options),
+}
+ELSEWHERE = [
+    ("log_prob", "device", "states on that device"),
+    ("encode", "num_steps", r"method=, such as sg.likelihood.FixedGrid\(100\)"),
+    ("decode", "steps", r"method=, such as sg.likelihood.FixedGrid\(100\)"),
+    ("bits_per_dim", "n_probes", r"trace=, such as sg.likelihood.Hutchinson\(16\)"),
+    ("log_prob", "batch", "batch_size="),
+    ("joint_log_prob", "rtol", "method=, such as sg.likelihood.AdaptiveFlow"),
+    ("elbo", "device", "data on that device"),
+    ("pilot", "steps", "nfe=, a budget of network calls"),
+    ("calibrate", "n_samples", "shape=, with the number of noises first"),
+    ("bench", "batch", "run="),
+    *((name, "guidance_scale", "the score guided in place of the score") for name in FUNCTIONS),
+    *((name, "class_labels", r"model_kwargs=\{\.\.\.\}") for name in FUNCTIONS),
+]
+
+
+@pytest.mark.parametrize(("name", "option", "words"), ELSEWHERE, ids=case_id)
+def test_names_of_options_elsewhere(name: str, option: str, words: str) -> None:
+    """What to give instead."""
+    with pytest.raises(TypeError, match=rf"^{name}\(\) has no argument '{option}': give .*{words}"):
+        FUNCTIONS[name](**{option: 3})
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_options_that_nobody_has(name: str) -> None:
+    """In the words of the function that was called."""
+    with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected argument 'nonsense'"):
+        FUNCTIONS[name](nonsense=3)
 
 
 @pytest.mark.parametrize("name", REGISTRY)
@@ -253,8 +363,30 @@ COMMANDS = [
     ("bench", ["--features-weights", "x.pt"], "are of --features inception"),
     ("likelihood", ["--repeats", "0"], "--repeats must be an integer of at least 1, got 0"),
     ("likelihood", ["--eps", "700"], r"--eps must lie in"),
+    ("sample", ["-n", "4", "--solver", "ddimm"], "unknown solver 'ddimm'; .*`sgm-sde solvers` has all of them"),
+    ("sample", ["-n", "4", "--seed", "-1"], r"--seed must lie in \[0, 2\*\*64\), got -1"),
+    (
+        "sample",
+        ["-n", "4", "--labels", "none", "--guidance", "2"],
+        "--guidance=2 is towards classes, and --labels=none",
+    ),
     ("likelihood", ["--trace", "hutch"], "--trace must be one of 'hutchinson', 'exact', got 'hutch'"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("nfe", "words"),
+    [
+        ("60", "--nfe must be 48 at most, .*, got 60$"),
+        ("0", "--nfe must be an integer of at least 1, got 0$"),
+        ("4,0", "--nfe must be an integer of at least 1, got 0$"),
+    ],
+)
+def test_budgets_as_typed(nfe: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the brackets of lists."""
+    with pytest.raises(SystemExit):
+        cli.main(["calibrate", "--model", "digits", "--nfe", nfe, "--out", str(tmp_path / "table.json")])
+    assert re.search(words, capsys.readouterr().err.strip())
 
 
 @pytest.mark.parametrize(("command", "options", "words"), COMMANDS, ids=case_id)

@@ -7,19 +7,15 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import wraps
 from numbers import Real
 from types import UnionType
-from typing import ParamSpec, TypeGuard, TypeVar
+from typing import TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sgm_sde._utils.shapes import finite
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 LARGEST = 2.0**53  # integer, up to which floats know them all
 SHORT_TABLE = 8  # names, which an error lists where none is similar to the one given
@@ -59,26 +55,6 @@ def known_arguments(function: str, given: Iterable[str], known: Iterable[str]) -
     for name in given:
         if name not in known:
             raise TypeError(f"{function}() got an unexpected argument {name!r}{did_you_mean(name, known)}")
-
-
-def named_elsewhere(instead: Mapping[str, str]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """A function that refuses arguments it does not have, and says what to give instead of those known elsewhere."""
-
-    def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        name = function.__name__
-        known = inspect.signature(function).parameters
-
-        @wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            for option in kwargs:
-                if option not in known and option in instead:
-                    raise TypeError(f"{name}() has no argument {option!r}: give {instead[option]}")
-            known_arguments(name, kwargs, known)
-            return function(*args, **kwargs)
-
-        return call
-
-    return decorate
 
 
 def keywords(*functions: Callable[..., object]) -> list[str]:
@@ -415,13 +391,14 @@ def reals(option: str, value: object) -> tuple[float, ...]:
 
 
 def levels_of(option: str, value: object) -> tuple[float, ...]:
-    """Noise levels, each positive and finite, in the order given.
+    """Noise levels, each positive and finite, falling and each once, in whatever order they are given.
 
     Raises:
         TypeError: for what is no sequence of numbers.
         ValueError: for a level that is not positive and finite.
     """
-    return tuple(number(f"a level of {option}", level, above=0, most=FAR) for level in reals(option, value))
+    levels = {number(f"a level of {option}", level, above=0, most=FAR) for level in reals(option, value)}
+    return tuple(sorted(levels, reverse=True))
 
 
 def rows_of(option: str, value: object) -> tuple[tuple[float, ...], ...]:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import check_integer, described, flag, number, one_of
+from sgm_sde._utils.checks import check_integer, described, flag, number, one_of, unknown
 from sgm_sde._utils.files import JsonMapping, JsonObject
 from sgm_sde._utils.shapes import expand, in_range
 from sgm_sde.adapters.diffusers import N_TIMESTEPS, Convention, convention
 from sgm_sde.engine.noise import Generators, Seeds
 from sgm_sde.engine.times import at_ends, same_time
-from sgm_sde.grids import Distilled, Grid, GridRule, Shifted
+from sgm_sde.grids import RULES, Distilled, Grid, GridRule, Shifted
 from sgm_sde.identity import from_spec, spec
 from sgm_sde.processes import LinearSDE, RectifiedFlowSDE
 from sgm_sde.sampling.defaults import Setting, default_setting
@@ -75,7 +75,8 @@ class SolverScheduler:
     Args:
         scheduler: the scheduler that the network was trained with, or its configuration; see `from_diffusers`.
         solver: a name, a `Solver` or a `Setting`; if not given, `"lcm"` for LCMScheduler, `"tcd"` for TCDScheduler, and
-            that of `default_setting` for others.
+            that of `default_setting` for others, which sees no network: of a pipeline that guides, or of a flow of
+            coupled pairs, name it, as in `default_setting(sde, 20, guided=True)`.
         grid: a rule, its name, or times, which then decide the number of calls; as `sample` takes it. `"scheduler"`
             for the timesteps that the scheduler itself would take, with its spacing and shift.
         final: `"denoise"`, `"mean"` or `"none"`; as `sample` takes it.
@@ -125,7 +126,7 @@ class SolverScheduler:
         self.solver = solver if solver is None or isinstance(solver, Setting) else resolve(solver)
         if self.solver is not None:
             require_steppable(_without_grid(self.solver))
-        self.grid = grid
+        self.grid = _checked_grid(grid)
         self.final = final
         self.seed = seed
         self.T = T
@@ -565,6 +566,15 @@ SolverScheduler.__signature__ = inspect.Signature(_arguments)  # type: ignore[at
 
 
 OPTIONS = ("solver", "grid", "final", "seed", "T", "integer", "unit_noise")
+
+
+def _checked_grid(grid: Grid | GridRule | str | list[float] | None) -> Grid | GridRule | str | list[float] | None:
+    """A grid as it is given, if it is a rule, its name, times, or "scheduler"."""
+    if isinstance(grid, str) and grid not in RULES and grid != "scheduler":
+        raise unknown("grid", grid, (*RULES, "scheduler"))
+    if not isinstance(grid, str | GridRule | None):
+        Grid.of(grid)
+    return grid
 
 
 def _alone(solver: Solver | Setting) -> Solver:

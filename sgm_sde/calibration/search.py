@@ -28,6 +28,7 @@ from sgm_sde._utils.checks import (
     number,
     sizes,
 )
+from sgm_sde._utils.elsewhere import OF_TRIALS, named_elsewhere
 from sgm_sde._utils.files import folder_to_write
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
@@ -134,6 +135,7 @@ def calibrate(
 ) -> Calibrations: ...  # fmt: skip
 
 
+@named_elsewhere(OF_TRIALS)
 @outside_inference_mode
 @torch.no_grad()
 def calibrate(
@@ -265,7 +267,9 @@ def _budgets(sde: LinearSDE, nfe: int | Sequence[int]) -> list[int]:
         raise TypeError(f"calibration needs a LinearSDE, got {described(sde)}")
     budgets = budgets_of(nfe)
     if max(budgets) > LEVELS:
-        raise ValueError(f"nfe must be {LEVELS} at most, the levels among which those of calls are chosen, got {nfe}")
+        raise ValueError(
+            f"nfe must be {LEVELS} at most, the levels among which those of calls are chosen, got {max(budgets)}"
+        )
     return budgets
 
 

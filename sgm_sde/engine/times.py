@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from sgm_sde._utils.checks import moment
+from sgm_sde._utils.shapes import Time
 
 if TYPE_CHECKING:
     from sgm_sde.engine.node import Process
@@ -29,3 +33,31 @@ def at_ends(sde: Process, t: float, *more: float, option: str = "t") -> float:
     """
     t = moment(option, t)
     return next((float(end) for end in (sde.T, sde.eps, *more) if same_time(t, end)), t)
+
+
+def require_inside(sde: Process, t: Time) -> None:
+    """Raise ValueError for times that lie outside [0, T] by more than rounding.
+
+    Tensors on other devices, which would have to be waited for, and those of a transformation or a compiler, which have
+    no numbers yet, are not looked at.
+    """
+    rounding = ROUNDING
+    if isinstance(t, Tensor):
+        if t.device.type != "cpu" or not t.numel() or not t.is_floating_point() or torch.compiler.is_compiling():
+            return
+        rounding = max(ROUNDING, torch.finfo(t.dtype).eps)
+        try:
+            low, high = (float(end) for end in t.detach().aminmax())
+        except RuntimeError:  # under vmap
+            return
+    elif isinstance(t, int | float):
+        low = high = float(t)
+    else:
+        return
+
+    if not (low >= -rounding * sde.T and high <= (1 + rounding) * sde.T):
+        outside = low if low < 0 else high
+        raise ValueError(
+            f"t must lie in [0, T = {sde.T:g}], got {outside:g}: times are those of the process, and `time_label=` "
+            f"makes of them what the network was trained with"
+        )

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, described, unknown
+from sgm_sde._utils.elsewhere import OF_BENCHES, named_elsewhere
 from sgm_sde._utils.files import JsonMapping, JsonObject, parse_json, reading
 from sgm_sde._utils.warn import warn
 from sgm_sde.calibration.result import Calibrations, as_calibrations, at_budget, load_calibration
@@ -239,6 +240,7 @@ class RunOptions:
             object.__setattr__(self, name, check_integer(name, getattr(self, name), kind=Integral))
 
 
+@named_elsewhere(OF_BENCHES)
 def bench(
     model: Model | str,
     out: Path | str,

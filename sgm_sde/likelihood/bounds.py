@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sgm_sde._utils.checks import FAR, described, number, one_of, range_of
+from sgm_sde._utils.elsewhere import OF_BOUNDS, named_elsewhere
 from sgm_sde._utils.shapes import expand, flat
 from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
@@ -38,6 +39,7 @@ TIMES = ("log-snr", "time")
 VARIANCES = ("fixed-small", "fixed-large", "learned")
 
 
+@named_elsewhere(OF_BOUNDS)
 def elbo(
     score_fn: ScoreFn,
     sde: LinearSDE,
@@ -211,6 +213,7 @@ class LearnedVariance(nn.Module):
         return prediction
 
 
+@named_elsewhere(OF_BOUNDS)
 def ddpm_bound(
     score_fn: ScoreFn,
     sde: DiscreteVPSDE,

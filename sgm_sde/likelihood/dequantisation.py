@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import described, flag, keywords, known_arguments, one_of, require_function
+from sgm_sde._utils.elsewhere import OF_DENSITIES, named_elsewhere
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
@@ -49,6 +50,7 @@ class Dequantisation(Protocol):
         """(noise (B, *), log-density in nats (B,)) for the draw of that number."""
 
 
+@named_elsewhere(OF_DENSITIES)
 def bits_per_dim(
     score_fn: ScoreFn,
     sde: LinearSDE | MatrixSDE,

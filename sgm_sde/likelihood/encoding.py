@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode
 from sgm_sde._utils.checks import described, flag, not_finite, number, require_floating
+from sgm_sde._utils.elsewhere import OF_FLOWS, named_elsewhere
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.noise import Seeds, resolve_seeds
@@ -24,6 +25,7 @@ from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.score import as_density, as_score
 
 
+@named_elsewhere(OF_FLOWS)
 def encode(
     score_fn: ScoreFn,
     sde: LinearSDE,
@@ -71,6 +73,7 @@ def encode(
     return _carry(score_fn, sde, x, eps, method, model_kwargs, enable_grad, True)
 
 
+@named_elsewhere(OF_FLOWS)
 def decode(
     score_fn: ScoreFn,
     sde: LinearSDE,

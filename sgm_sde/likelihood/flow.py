@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode
 from sgm_sde._utils.checks import described, keywords, known_arguments, one_of, require_function
+from sgm_sde._utils.elsewhere import OF_DENSITIES, named_elsewhere
 from sgm_sde._utils.tree import Conditions, Path
 from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -56,6 +57,7 @@ from sgm_sde.scores.score import Score, as_density
 
 
 @outside_inference_mode
+@named_elsewhere(OF_DENSITIES)
 def log_prob(
     score_fn: ScoreFn,
     sde: LinearSDE | MatrixSDE,

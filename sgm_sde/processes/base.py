@@ -65,6 +65,14 @@ def has_matrix_marginal(sde: object) -> TypeIs[MatrixSDE]:
 class Missing(TypeError):
     """A formula asks for a coefficient that the process does not have; whoever knows the formula names it."""
 
+    def __init__(self, needs: str, what: str = "this") -> None:
+        super().__init__(f"{what} needs {needs}")
+        self.needs = needs
+
+    def of(self, what: str) -> Missing:
+        """The same error of a formula that is known by a name."""
+        return Missing(self.needs, what)
+
 
 class ProcessNode:
     """A time of a process of which nothing but drift and diffusion is known; the base of nodes that know more."""
@@ -99,7 +107,7 @@ class ProcessNode:
 
     def refuse(self, name: str) -> NoReturn:
         """Raise `Missing`."""
-        raise Missing(f"this needs {name}(t), which {type(self.sde).__name__} does not have: {self.advice}")
+        raise Missing(f"{name}(t), which {type(self.sde).__name__} does not have: {self.advice}")
 
 
 class SDE(Value, ABC):

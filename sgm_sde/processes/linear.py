@@ -16,7 +16,7 @@ from sgm_sde._utils.autograd import outside_inference_mode
 from sgm_sde._utils.cache import cached
 from sgm_sde._utils.checks import described, require_function
 from sgm_sde._utils.shapes import Time, as_time, cpu_float64, expand
-from sgm_sde.engine.times import at_ends
+from sgm_sde.engine.times import at_ends, require_inside
 from sgm_sde.processes.base import SDE, MarginalKind, ProcessNode
 from sgm_sde.processes.predictions import convert
 
@@ -242,8 +242,12 @@ class LinearSDE(SDE):
 
         Returns:
             mean (B, *), and std of a shape that multiplies it: () or (B, 1, ..., 1).
+
+        Raises:
+            ValueError: for times outside [0, T], where they are on the CPU.
         """
         t = as_time(t)
+        require_inside(self, t)
         return expand(self.alpha(t), x0) * x0, expand(self.sigma(t), x0)
 
     def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from sgm_sde.engine.matrix import Matrix
 from sgm_sde.engine.node import Coefficient
 from sgm_sde.engine.program import MATRIX_PREDICTIONS
 from sgm_sde.engine.quadrature import gauss_legendre
+from sgm_sde.engine.times import require_inside
 from sgm_sde.processes.base import SDE, MarginalKind, ProcessNode
 from sgm_sde.processes.linear import _ordered, invert_log_snr
 from sgm_sde.processes.vp import VPSDE
@@ -430,8 +431,10 @@ class MatrixSDE(SDE):
 
         Raises:
             TypeError: for data that are no floating-point tensor.
+            ValueError: for times outside [0, T], where they are on the CPU.
         """
         require_floating("x0", x0)
+        require_inside(self, t)
         mu, covariance = self.kernel(t)
         mean = torch.stack([expand(m, x0) * x0 for m in mu.unbind(-1)], 1)
         return mean, covariance

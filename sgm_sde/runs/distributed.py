@@ -31,9 +31,10 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import FAR, check_integer, described, number, range_of
+from sgm_sde._utils.elsewhere import OF_RUNS, named_elsewhere
 from sgm_sde._utils.files import JsonMapping, JsonObject, readable
 from sgm_sde._utils.warn import warn
-from sgm_sde.engine.noise import SampleSeeds, resolve_seeds
+from sgm_sde.engine.noise import SampleSeeds, one_seed, resolve_seeds
 from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.identity import fingerprint, portable, spec
@@ -97,6 +98,7 @@ class Report:
         return f"{self.folder}: {self.n} in {self.batches} batches{before}; {self.seconds:.1f} s"
 
 
+@named_elsewhere(OF_RUNS)
 def sample(
     model: Model | str,
     n: int,
@@ -157,7 +159,7 @@ def sample(
     model = load_model(model) if isinstance(model, str) else model
     n = check_integer("n", n, kind=Integral)
     batch = check_integer("batch", batch, kind=Integral)
-    resolve_seeds([(seed, n - 1)], None, 1)
+    resolve_seeds([(one_seed(seed), n - 1)], None, 1)
     classes = classes_of(model, labels)
     if guidance is not None:
         model = replace(model, score=guided(model, guidance, classes), weights="")
@@ -322,7 +324,7 @@ def likelihood(
 
     n = len(images)
     batch = check_integer("batch", batch, kind=Integral)
-    resolve_seeds([(seed, n - 1)], None, 1)
+    resolve_seeds([(one_seed(seed), n - 1)], None, 1)
 
     with Team(device, threads) as team:
         model.to(team.device)

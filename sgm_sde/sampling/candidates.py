@@ -17,6 +17,7 @@ from sgm_sde.sampling.defaults import (
     settings,
     straight_adams,
     straight_settings,
+    with_room,
 )
 from sgm_sde.schemes import DEIS, DPMSolver, RectifiedAdams, Rosenbrock, Solver, UniC, UniPC
 
@@ -86,14 +87,14 @@ def default_candidates(
     """
     jumps = levels_of("jumps", jumps)
     if nfe is None:
-        by_budget = (default_candidates(calls, data_std, coupled, guided, jumps) for calls in (1, SOME, MANY))
+        by_budget = (default_candidates(calls, data_std, coupled, guided, jumps) for calls in (SOME - 1, SOME, MANY))
         return tuple(dict.fromkeys(itertools.chain.from_iterable(by_budget)))
     nfe = check_integer("nfe", nfe)
     data = _Scaled(number("data_std", data_std, least=NARROWEST, most=WIDEST))
 
     found = [*settings(data.std), *(straight_settings(data.std) if flag("coupled", coupled) else ())]
     if flag("guided", guided) or jumps:
-        found += [*guided_settings(data.std), *guided_settings(data.std, jumps)]
+        found += [*guided_settings(data.std), *(with_room(one, nfe) for one in guided_settings(data.std, jumps))]
     for solvers, rules in data.at(nfe):
         found += [Setting(solver, rule) for solver in solvers for rule in rules]
     return tuple(dict.fromkeys(found))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sgm_sde._utils.cache import cached
@@ -12,6 +12,7 @@ from sgm_sde._utils.checks import FAR, check_integer, described, flag, instance_
 from sgm_sde.grids import Grid, GridRule, Thinned, Uniform, rule
 from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal, require_sde
+from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import EARLIEST
 from sgm_sde.schemes import GDDIM, ExponentialAdams, RectifiedAdams, Rosenbrock, Solver, UniC, resolve
 
@@ -221,6 +222,26 @@ def across(setting: Setting, jumps: Sequence[float]) -> Setting:
     return Setting(setting.solver.with_jumps(jumps), grid)
 
 
+def with_room(setting: Setting, nfe: int) -> Setting:
+    """A setting whose grid has a node at no more jumps than lie between the first call of a budget and the last.
+
+    Args:
+        setting: the setting.
+        nfe: the budget. Of more jumps than it has room for those at most noise stay; the solver knows of all.
+
+    Raises:
+        ValueError: for a budget that is not an integer of at least 1.
+
+    Examples:
+        >>> with_room(across(SETTINGS[0], [3.0, 0.3]), 3).grid.jumps
+        (3.0,)
+    """
+    room = max(check_integer("nfe", nfe) - 2, 0)
+    if not isinstance(setting.grid, Thinned) or len(setting.grid.jumps) <= room:
+        return setting
+    return Setting(setting.solver, replace(setting.grid, jumps=setting.grid.jumps[:room]))
+
+
 SETTINGS = settings()
 GUIDED = guided_settings()
 BOUNDS = (FEW, SOME, MANY)
@@ -310,7 +331,8 @@ def default_setting(
     of rectified flow on the process' own grid. For flows of coupled pairs it is that method with a corrector on
     `Thinned`, chosen on half of the networks of `python -m benchmarks.coupled_flows`. For a process with a matrix it is
     gDDIM, through three evaluations from 8 calls on, chosen on one half of the beds of `python -m
-    benchmarks.cld_defaults`; to the end at t = 0, and for a nonlinear process, it is Heun's method in time.
+    benchmarks.cld_defaults`; to the end at t = 0, and for a nonlinear process, it is Heun's method in time. These are
+    the same for guided scores.
 
     Args:
         sde: the process.
@@ -326,8 +348,8 @@ def default_setting(
 
     Raises:
         TypeError: for something that is no process, or a time or scale that is no number.
-        ValueError: for a budget that is not an integer of at least 1, times outside of the process, or a scale below
-            1e-6 or above 100 000.
+        ValueError: for a budget that is not an integer of at least 1, times outside of the process, a scale below 1e-6
+            or above 100 000, and for a scale or coupled pairs where the default does not depend on them.
 
     Examples:
         >>> import sgm_sde as sg
@@ -344,17 +366,18 @@ def default_setting(
     if data_std is not None:
         data_std = number("data_std", data_std, least=NARROWEST, most=WIDEST)
     times = _given_times(sde, t_start, t_end)
+    _require_levels(sde, times, {"data_std": data_std, "coupled": coupled or None})
     if has_matrix_marginal(sde) and all(t >= EARLIEST * sde.T for t in [sde.eps, *times]):
         few, more = WITH_A_MATRIX
         return few if budget < OF_HISTORY else more
     if not has_scalar_marginal(sde):
         return Setting("heun2")
-    chosen = _linear_setting(sde, budget, times, data_std, coupled, guided, jumps)
+    chosen = with_room(_linear_setting(sde, budget, times, data_std, coupled, guided, jumps), budget)
     return chosen if t_end is None else _to_a_given_end(chosen)
 
 
 def _linear_setting(
-    sde: SDE,
+    sde: LinearSDE,
     budget: int,
     times: Sequence[float],
     data_std: float | None,
@@ -363,7 +386,7 @@ def _linear_setting(
     jumps: tuple[float, ...],
 ) -> Setting:
     """The setting for a process of noise levels, to an end that is not given."""
-    if not all(math.isfinite(float(sde.log_snr(t))) for t in times if 0 <= t <= sde.T):
+    if _beyond_levels(sde, times) is not None:
         return across(Setting("rectified2"), jumps)
     if data_std is None:
         data_std = _scale_of_data(sde)
@@ -371,6 +394,24 @@ def _linear_setting(
         few, more = straight_settings(data_std)
         return across(few if budget < OF_THREE else more, jumps)
     return _by_budget(budget, data_std, guided, jumps)
+
+
+def _beyond_levels(sde: LinearSDE, times: Sequence[float]) -> float | None:
+    """The first of the times given at which a process has no finite log-SNR; None without one."""
+    return next((t for t in times if 0 <= t <= sde.T and not math.isfinite(float(sde.log_snr(t)))), None)
+
+
+def _require_levels(sde: SDE, times: Sequence[float], options: Mapping[str, object]) -> None:
+    """Raise ValueError for an option of which the default depends where a run goes along finite noise levels alone."""
+    given = next((f"{name}={value}" for name, value in options.items() if value is not None), None)
+    if given is None:
+        return
+    if not has_scalar_marginal(sde):
+        raise ValueError(
+            f"{given} changes nothing: the default on {described(sde)} does not depend on it; leave it out"
+        )
+    if given.startswith("data_std") and (t := _beyond_levels(sde, times)) is not None:
+        raise ValueError(f"{given} changes nothing for a run from or to t={t}, where log-SNR is infinite: leave it out")
 
 
 def _by_budget(budget: int, data_std: float, guided: bool, jumps: tuple[float, ...]) -> Setting:

@@ -228,7 +228,7 @@ def table_of(solver: Solver, sde: SDE, grid: Grid, final: str, given: object = N
     try:
         program = solver.compile(sde, grid)
     except Missing as error:
-        raise TypeError(f"{called(solver, given)} {str(error).removeprefix('this ')}") from None
+        raise TypeError(str(error.of(called(solver, given)))) from None
     return solver.end_in_mean(program) if final == "mean" else program
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode
-from sgm_sde._utils.checks import arguments, described, instance_of, named_elsewhere, one_of
+from sgm_sde._utils.checks import arguments, described, instance_of, one_of
+from sgm_sde._utils.elsewhere import OF_RUNS, SAMPLES, STATES, instead_of, named_elsewhere
 from sgm_sde._utils.tree import Conditions
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.executor import missing
@@ -43,26 +44,12 @@ from sgm_sde.scores.score import Score, as_score
 __all__ = ["plan", "sample"]
 
 # Names of arguments elsewhere, by what is given here.
-ELSEWHERE = {
+ELSEWHERE = OF_RUNS | {
     **{field.name: f"execution=Execution({field.name}=...)" for field in fields(Execution)},
     **{field.name: f"record=Record({field.name}=...)" for field in fields(Record)},
-    **dict.fromkeys(
-        ("num_steps", "n_steps", "num_inference_steps", "sampling_steps", "sample_steps"),
-        "nfe=, the number of network calls, or steps=",
-    ),
-    **dict.fromkeys(
-        ("batch", "n", "n_samples", "num_samples"), "shape=, with the number of samples first: shape=(64, 3, 32, 32)"
-    ),
-    **dict.fromkeys(("latents", "x_init", "init", "x"), "x_T="),
-    **dict.fromkeys(("sampler", "method", "scheduler"), "solver="),
-    **dict.fromkeys(("timesteps", "times", "sigmas"), "grid=, times of the process"),
-    **dict.fromkeys(
-        ("y", "labels", "class_labels", "cond", "context"), "model_kwargs={...}, by the network's own name"
-    ),
-    **dict.fromkeys(
-        ("guidance_scale", "cfg_scale"),
-        "the score guided in place of the score: guidance.ClassifierFree(score, scale=...)",
-    ),
+    **instead_of(SAMPLES, "shape=, with the number of samples first: shape=(64, 3, 32, 32)"),
+    **instead_of(STATES, "x_T="),
+    **instead_of(("timesteps", "times", "sigmas"), "grid=, times of the process"),
     "eta": "an option of the solver: solver=DDIM(eta=...)",
 }
 

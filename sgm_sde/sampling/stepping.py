@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import described
+from sgm_sde._utils.checks import described, known_arguments
+from sgm_sde._utils.elsewhere import OF_RUNS, named_elsewhere
 from sgm_sde.engine.executor import Loop, Position, Stages, prepare
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, check_seeds, resolve_seeds
 from sgm_sde.engine.program import Program
@@ -21,11 +22,15 @@ from sgm_sde.sampling.planning import final_update, plan
 from sgm_sde.schemes import AdaptiveSolver, Solver
 from sgm_sde.schemes.base import called
 from sgm_sde.scores.model import BoundScore
-from sgm_sde.scores.score import Score
+from sgm_sde.scores.score import Score, Traits
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Stepper", "stepper"]
 
 
+@named_elsewhere(OF_RUNS)
 def stepper(
     solver: Solver | Setting | str | None,
     sde: SDE,
@@ -37,6 +42,7 @@ def stepper(
     t_start: float | None = None,
     final: str | None = None,
     seed: Seeds = None,
+    **traits: Unpack[Traits],
 ) -> Stepper:
     """The run of a solver on a grid, driven step by step by its caller, who evaluates the network.
 
@@ -53,10 +59,12 @@ def stepper(
         t_start: where to start; as `sample` takes it.
         final: `"denoise"`, `"mean"` or `"none"`; as `sample` takes it.
         seed: of the solver's noise.
+        traits: of the score, where there is one, as its `traits` has them: the default solver depends on them, and a
+            flow of coupled pairs (`coupled=True`) takes deterministic solvers alone.
 
     Raises:
         ValueError: for arguments out of range, and a solver that evaluates the network between two steps, such as a
-            predictor-corrector.
+            predictor-corrector, or adds noise to a flow of coupled pairs.
         TypeError: for a solver that finds its own steps, or arguments of the wrong type.
 
     Examples:
@@ -73,11 +81,16 @@ def stepper(
         (True, True)
     """
     final = final_update(sde, final)
-    chosen, _, program = plan(sde, solver, nfe=nfe, steps=steps, grid=grid, t_start=t_start, final=final)
+    known_arguments("stepper", traits, Traits.__annotations__)
+    chosen, _, program = plan(sde, solver, nfe=nfe, steps=steps, grid=grid, t_start=t_start, final=final, **traits)
     if program is None or isinstance(chosen, AdaptiveSolver):
         raise TypeError(f"{called(chosen, solver)} finds its own steps, and a solver on a grid is needed here")
 
     require_steppable(chosen)
+    if traits.get("coupled") and program.stochastic:
+        raise ValueError(
+            f"{called(chosen, solver)} adds noise by the score, which a flow of coupled pairs does not give"
+        )
     denoise = final == "denoise" and not chosen.ends_in_data
     return Stepper(program, sde, prediction=prediction, denoise=denoise, seed=seed)
 

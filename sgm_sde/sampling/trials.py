@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import arguments, check_integer, described, moment, shape_of_samples
+from sgm_sde._utils.elsewhere import OF_TRIALS, named_elsewhere
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
 from sgm_sde._utils.units import in_units, units_of
@@ -221,6 +222,7 @@ def pilot(
 ) -> PilotResults: ...
 
 
+@named_elsewhere(OF_TRIALS | {"solver": "candidates=[...]", "solvers": "candidates=[...]"})
 def pilot(
     score_fn: ScoreFn,
     sde: LinearSDE,

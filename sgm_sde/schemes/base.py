@@ -13,14 +13,14 @@ from typing import ClassVar, TypeVar
 from torch import Tensor
 
 from sgm_sde._utils.cache import cached
-from sgm_sde._utils.checks import FAR, described, settle, stochasticity, unknown
+from sgm_sde._utils.checks import FAR, described, instance_of, settle, stochasticity, unknown
 from sgm_sde.engine.adaptive import Integration, Pair
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource, SampleSeeds
 from sgm_sde.engine.program import Form, Program, Step, compile_program
 from sgm_sde.grids import Grid, GridRule, rule
 from sgm_sde.identity import Value
-from sgm_sde.processes.base import SDE, has_scalar_marginal
+from sgm_sde.processes.base import SDE, Missing, has_scalar_marginal, require_sde
 from sgm_sde.schemes.tableaus import Tableau
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score
@@ -192,9 +192,17 @@ class Solver(_Method):
         """The state at `k.end`, as a linear form in the state at `k.start`, evaluations and noises."""
 
     def compile(self, sde: SDE, grid: Grid) -> Program:
-        """The table of coefficients on a process and a grid: a pure function, without a network."""
+        """The table of coefficients on a process and a grid: a pure function, without a network.
+
+        Raises:
+            TypeError: for a process without the coefficients that the formula has, and what is no process or no grid.
+        """
+        require_sde(sde)
+        instance_of("grid", grid, Grid, "a Grid, such as Grid([1.0, 0.5, 0.1])")
         try:
             return _cached(self, sde, grid)
+        except Missing as error:
+            raise error.of(called(self)) from None
         except TypeError as error:
             if "unhashable" not in str(error):
                 raise

@@ -356,8 +356,9 @@ class ExponentialAdams(Exponential):
 
     def with_jumps(self, jumps: Sequence[float]) -> ExponentialAdams:
         """Starting anew at these noise levels, which its name then has too."""
-        name = "-".join([self.name, "jumps", *(f"{jump:g}" for jump in jumps)])
-        return replace(self, jumps=tuple(jumps), name=name)
+        settled = replace(self, jumps=tuple(jumps))
+        name = "-".join([self.name, "jumps", *(f"{jump:g}" for jump in settled.jumps)])
+        return replace(settled, name=name)
 
     @property
     def weak_order(self) -> int | None:

@@ -771,9 +771,9 @@ class Thresholded(_Around):
             raise TypeError(f"the data estimate that is clipped needs a LinearSDE, got {described(score.sde)}")
         self.limit = number("limit", limit, above=0, most=FAR)
         self.percentile = None if percentile is None else number("percentile", percentile, above=0, below=1)
-        self.most = None if most is None else number("most", most, least=self.limit, most=FAR)
         if percentile is None and most is not None:
             raise ValueError(f"most={most} bounds a dynamic threshold: give a percentile")
+        self.most = None if most is None else number("most", most, least=self.limit, most=FAR)
 
     def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """The prediction of the clipped data estimate at x (B, *) and t (B,)."""

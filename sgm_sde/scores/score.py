@@ -25,6 +25,7 @@ from sgm_sde._utils.shapes import Time, batch_time
 from sgm_sde._utils.tree import Path
 from sgm_sde.engine.program import MATRIX_OUTPUTS, PREDICTIONS
 from sgm_sde.engine.reverse import ScoreFn
+from sgm_sde.engine.times import require_inside
 from sgm_sde.identity import ReachesNetwork, Value, Writer, class_name, fields_of
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal, measuring_times, require_sde
 from sgm_sde.scores.conditions import ROWS, bare
@@ -295,12 +296,19 @@ class Score(Value, ReachesNetwork):
         """The score at x (B, *) and t, () or (B,).
 
         Raises:
-            ValueError: for a flow of coupled pairs, which gives none.
+            ValueError: for a flow of coupled pairs, which gives none, and times outside [0, T]; on another device than
+                the CPU they are not looked at.
         """
+        require_inside(self.sde, t)
         return self.predict("score", x, t, **kwargs)
 
     def denoised(self, x: Tensor, t: Time, **kwargs: object) -> Tensor:
-        r"""Tweedie's estimate of the data, $D = E[x_0 \mid x_t] = (x + \sigma^2 s)/\alpha$."""
+        r"""Tweedie's estimate of the data, $D = E[x_0 \mid x_t] = (x + \sigma^2 s)/\alpha$.
+
+        Raises:
+            ValueError: for times outside [0, T], as for the score.
+        """
+        require_inside(self.sde, t)
         return self.predict("data", x, t, **kwargs)
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ import torch
 
 import sgm_sde as sg
 from sgm_sde.sampling.candidates import default_candidates
+from sgm_sde.sampling.planning import plan
 from sgm_sde.schemes import ExponentialAdams
 from sgm_sde.scores.guidance import ClassifierFree, Interval, Thresholded, Weakened
 
@@ -126,6 +127,37 @@ def test_a_grid_has_a_node_at_each_jump(steps: int) -> None:
     times = sg.grids.Thinned(jumps=jumps)(sde, steps).times
     assert all(any(math.isclose(t, jump) for t in times) for jump in jumps)
     assert len(times) == steps + 1
+
+
+def test_jumps_are_levels_in_any_order_each_once() -> None:
+    sde = sg.EDMSDE()
+    given = (0.3, 5.0, 5.0, 4.9)
+    assert sg.grids.Thinned(jumps=given) == sg.grids.Thinned(jumps=(5.0, 4.9, 0.3))
+    assert ExponentialAdams(nodes=3, jumps=given).jumps == (5.0, 4.9, 0.3)
+    assert ExponentialAdams(nodes=3).with_jumps(given).name.endswith("jumps-5-4.9-0.3")
+    times = sg.grids.Thinned(jumps=(5.0, 4.9, 4.8, 4.7))(sde, 5).times  # as many as there are nodes between the ends
+    assert times[1:-1] == pytest.approx((5.0, 4.9, 4.8, 4.7))
+
+
+@pytest.mark.parametrize("final", ["denoise", "none"])
+@pytest.mark.parametrize("nfe", [1, 2, 3, 4, 5, 8])
+def test_the_default_has_nodes_at_as_many_jumps_as_there_is_room_for(nfe: int, final: str) -> None:
+    """Those at most noise, at any budget."""
+    sde = sg.EDMSDE()
+    setting = sg.defaults.default_setting(sde, nfe, jumps=INTERVAL, guided=True)
+    assert setting.grid.jumps == (5.0, 0.3)[: max(nfe - 2, 0)]
+    assert setting.solver.jumps == (5.0, 0.3)
+    assert plan(sde, nfe=nfe, final=final, jumps=(5.0, 1.0, 0.3), guided=True)[1].steps <= nfe
+    assert plan(sde, steps=nfe, jumps=(5.0, 1.0, 0.3), guided=True)[1].steps == nfe
+
+
+def test_a_stepper_takes_the_default_of_a_score() -> None:
+    sde = sg.EDMSDE()
+    traits = guided(sde, INTERVAL).traits
+    for given in ({}, traits):
+        stepper = sg.stepping.stepper(None, sde, nfe=12, **given)
+        assert stepper.program == plan(sde, nfe=12, **given)[2]
+    assert sg.stepping.stepper(None, sde, nfe=12).program != stepper.program
 
 
 @pytest.mark.parametrize("steps", [1, 4, 9])
