@@ -475,7 +475,7 @@ def strange_starts(start: Tensor, sample: Tensor, sde: SDE) -> Tensor:
     d = dimension(sample)
     if has_matrix_marginal(sde):
         d //= sde.blocks
-    signal, prior_std = _scales_at_T(sde)
+    signal, prior_std = scales_at_T(sde)
     if d < DIRECTION or signal == math.inf:
         return torch.full_like(start, math.nan)
 
@@ -485,7 +485,7 @@ def strange_starts(start: Tensor, sample: Tensor, sde: SDE) -> Tensor:
 
 
 @cached(maxsize=64)
-def _scales_at_T(sde: SDE) -> tuple[float, float]:
+def scales_at_T(sde: SDE) -> tuple[float, float]:
     """Scales of the data, infinite on a nonlinear process, and of the prior at T."""
     return signal_at(sde, sde.T), sde.prior_std
 

@@ -54,6 +54,7 @@ class Job:
         position: where on the grid to resume, None at its start.
         start: the sizes (b,) of some of the states that are given at T, None where they are not given there.
         fresh: whether the states are made anew whenever they are asked for, so that a run may overwrite them.
+        from_prior: whether it starts from noise alone, at T.
         ends_by_rule: whether a rule chose where it ends, and not the caller.
     """
 
@@ -72,6 +73,7 @@ class Job:
     position: Position | None = None
     start: Callable[[slice], Tensor] | None = None
     fresh: bool = False
+    from_prior: bool = False
     ends_by_rule: bool = False
 
     @property
@@ -253,11 +255,11 @@ def begin(score: Score, sde: SDE, start: StartArguments, asked: StepArguments, n
         assert x_T is not None
         return size_of_start(x_T[at], sde)
 
-    given_at_T = x_T is not None and (by_rule or t_start == sde.T)
+    at_T = by_rule or t_start == sde.T
     return Job(
         sde, solver, asked.solver, grid, program, seeds, dtype, states,
-        noise=noise or "independent", final=final, segment=t_start, start=size if given_at_T else None,
-        fresh=x_T is None, ends_by_rule=asked.by_rule and asked.t_end is None,
+        noise=noise or "independent", final=final, segment=t_start, start=size if at_T and x_T is not None else None,
+        fresh=x_T is None, from_prior=at_T and x_T is None, ends_by_rule=asked.by_rule and asked.t_end is None,
     )  # fmt: skip
 
 

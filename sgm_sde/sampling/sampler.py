@@ -34,6 +34,7 @@ from sgm_sde.sampling.parts import WatchInBlocks
 from sgm_sde.sampling.planning import DEFAULT_NFE, StepArguments, final_update, plan, require_flow, require_unused
 from sgm_sde.sampling.resolution import UnresolvedWarning, words_if_unresolved
 from sgm_sde.sampling.results import SampleResult
+from sgm_sde.sampling.start import PriorWarning, words_if_off_prior
 from sgm_sde.sampling.statuses import plausibility
 from sgm_sde.sampling.tokens import sample_tokens
 from sgm_sde.schemes import AdaptiveSolver, Solver
@@ -148,6 +149,7 @@ def sample(
         UnfinishedWarning: if an adaptive solver ran out of steps or calls.
         BatchCoupledWarning: if a backend takes one step size for a batch.
         UnresolvedWarning: if samples vary by less than half the noise at the last network call.
+        PriorWarning: if data of their place and scale are more than noise at T, where the run starts from noise alone.
         LangevinNormWarning: if Langevin's step comes from norms of few numbers.
 
     Examples:
@@ -179,6 +181,7 @@ def sample(
                 score, sde, grid, start, solver, final_update(sde, final), model_kwargs, execution.batch_size
             ),
             sde,
+            x_T is None,
         )
 
     asked = StepArguments(solver, nfe, steps, grid, t_start, t_end, final, score.traits)
@@ -193,7 +196,8 @@ def sample(
     if execution.compile:
         score = compile_network(score)
     if log_prob is not False:
-        return _warned(*_with_log_prob(job, score, log_prob, model_kwargs, execution.enable_grad, asked.by_rule), sde)
+        found = _with_log_prob(job, score, log_prob, model_kwargs, execution.enable_grad, asked.by_rule)
+        return _warned(*found, sde, job.from_prior)
 
     model = BoundScore(score, sde, (job.grid.times[-1], job.grid.times[0]), model_kwargs)
     require_rows(model.kwargs, job.size)
@@ -207,11 +211,13 @@ def sample(
             result, category = run_on_grid(job, model, recorded, execution)
     if result.status.ok and (level := job.last_level) and (words := words_if_unresolved(result.x, level)):
         warn(words, UnresolvedWarning)
-    return _warned(result, category, sde)
+    return _warned(result, category, sde, job.from_prior)
 
 
-def _warned(result: SampleResult, category: type[Warning] | None, sde: SDE) -> SampleResult:
+def _warned(result: SampleResult, category: type[Warning] | None, sde: SDE, from_prior: bool) -> SampleResult:
     """The result, after the warning that it calls for."""
+    if from_prior and result.status.ok and (words := words_if_off_prior(result.x, sde)):
+        warn(words, PriorWarning)
     if category is not None:
         more = ""
         if category is ImplausibleWarning:

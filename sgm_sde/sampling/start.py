@@ -1,0 +1,77 @@
+r"""The noise that a run starts from, beside the noised data that the network was trained on.
+
+A run without states of its own starts from $N(0, \sigma_T^2)$, and the data at T are $\alpha_T x_0 + \sigma_T\epsilon$.
+Of data $N(m, S^2)$ the flow makes of the one, with $u = \alpha_T S/\sigma_T$, samples whose mean is off by
+$\alpha_T m/(\sigma_T\sqrt{1 + u^2})$ standard deviations of the data, and whose own is $S/\sqrt{1 + u^2}$. So of
+samples with the mean m' and the standard deviation S', $u' = \alpha_T S'/\sigma_T$, it is told where
+
+$$ \Big(\frac{\alpha_T m'}{\sigma_T}\Big)^2 + \Big(1 - \sqrt{1 - \min(1, u')^2}\Big)^2 > \tfrac1{16} $$
+
+which no solver and no budget changes. Of samples of few numbers it is asked of each that varies; of many it is their
+mean, each with its variance. Of less than 16 samples the sizes of all numbers are taken for S', whatever their mean.
+
+Data all of whose noised modes but one lie beyond the noise that a run starts from lose the others, and their samples
+tell nothing of it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sgm_sde._utils.shapes import flat
+from sgm_sde._utils.units import FEW_NUMBERS
+from sgm_sde.processes.base import SDE, has_matrix_marginal
+from sgm_sde.sampling.diagnosis import scales_at_T
+from sgm_sde.sampling.resolution import ENOUGH, THE_SAME
+
+__all__ = ["PriorWarning"]
+
+OFF = 0.25  # standard deviations of the data
+
+
+class PriorWarning(UserWarning):
+    """Data are of such a place or scale that the noise at T, where the run starts, is not what they look like there."""
+
+
+def words_if_off_prior(samples: Tensor, sde: SDE) -> str:
+    """Text of a warning if samples (B, *) of a run from the prior are off by what data leave at T, "" if not."""
+    signal, prior_std = scales_at_T(sde)
+    if has_matrix_marginal(sde):
+        samples = samples[:, 0]
+    if samples.is_meta or not samples.numel() or not 0 < signal < math.inf:
+        return ""
+    rows = flat(samples.detach())
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    share = signal / prior_std
+
+    few = rows.shape[1] <= FEW_NUMBERS
+    size = share * float(torch.linalg.vector_norm(rows)) / math.sqrt(rows.numel())
+    if size * math.sqrt(rows.shape[1] if few else 1) <= OFF:  # of each number, too
+        return ""
+    off = _shrunk(torch.tensor(size)) if len(rows) < ENOUGH else _off(rows, share, few)
+    if not float(off) > OFF:
+        return ""
+    return (
+        f"data like these samples are not only noise at T: alpha = {signal:.2g} of them is left there, beside noise of "
+        f"standard deviation {prior_std:.3g}, and the run started from noise alone, so that samples are off by some "
+        f"{float(off):.2g} of the data's standard deviation, whatever the solver: bring data to about unit scale "
+        f"around 0, take a process with more noise at T, or give noised data as x_T="
+    )
+
+
+def _off(rows: Tensor, share: float, few: bool) -> Tensor:
+    """What samples (N, d) are off by, in standard deviations: of the worst of few numbers, of many their mean."""
+    variance, mean = torch.var_mean(rows, 0)
+    std = variance.sqrt()
+    off = torch.hypot(share * mean, _shrunk(share * std))
+    if few:
+        return off.where(std > THE_SAME * mean.abs(), 0.0).amax()
+    return ((variance * off.square()).sum() / variance.sum().clamp(min=1e-30)).sqrt()
+
+
+def _shrunk(u: Tensor) -> Tensor:
+    """The share of the data's standard deviation that is lost."""
+    return 1 - (1 - u.clamp(max=1.0).square()).sqrt()
