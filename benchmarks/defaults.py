@@ -265,7 +265,8 @@ def cells(found: Sequence[Row], above: float, title: str) -> list[str]:
 
 
 def draw(found: Sequence[Row], path: Path) -> None:
-    """The error of the default, the best and DDIM against the budget: geometric means by process and family."""
+    """The error of the default, the best and DDIM against the budget: geometric means by family, and of the default the
+    error on each bed, too."""
     families = [family for family in beds.FAMILIES if any(row.bed.family == family for row in found)]
     figure, axes = pictures.panels(len(families), 4.6, 4.2, sharey=True)
     for family, axis in zip(families, axes, strict=True):
@@ -274,8 +275,9 @@ def draw(found: Sequence[Row], path: Path) -> None:
             label = {"errors": "default", "best": "best of the registry, bed by bed", "ddim": "DDIM on log-SNR"}[name]
             means = [geometric([getattr(row, name)[nfe] for row in here]) for nfe in BUDGETS]
             axis.plot(BUDGETS, means, style, marker="o", markersize=3, color="black", label=label)
-        for row in here:
-            axis.plot(BUDGETS, [row.errors[nfe] for nfe in BUDGETS], linewidth=0.7, alpha=0.5)
+        for i, row in enumerate(here):
+            label = "" if i else "default, each of the beds"
+            axis.plot(BUDGETS, [row.errors[nfe] for nfe in BUDGETS], linewidth=0.7, color="gray", alpha=0.6, label=label)
         axis.set(xscale="log", yscale="log", title=f"{family}, {len(here)} beds", xlabel="network calls (NFE)")
         pictures.ticks(axis, BUDGETS)
     pictures.save(figure, path, pictures.ERROR, legend=0, size=9)
