@@ -277,7 +277,9 @@ def draw(found: Sequence[Row], path: Path) -> None:
             axis.plot(BUDGETS, means, style, marker="o", markersize=3, color="black", label=label)
         for i, row in enumerate(here):
             label = "" if i else "default, each of the beds"
-            axis.plot(BUDGETS, [row.errors[nfe] for nfe in BUDGETS], linewidth=0.7, color="gray", alpha=0.6, label=label)
+            axis.plot(
+                BUDGETS, [row.errors[nfe] for nfe in BUDGETS], linewidth=0.7, color="gray", alpha=0.6, label=label
+            )
         axis.set(xscale="log", yscale="log", title=f"{family}, {len(here)} beds", xlabel="network calls (NFE)")
         pictures.ticks(axis, BUDGETS)
     pictures.save(figure, path, pictures.ERROR, legend=0, size=9)

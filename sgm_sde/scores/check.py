@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,6 +67,9 @@ BY_LABEL = 0.97
 BY_SCALE = 0.993
 ALIKE = 1.03  # readings within this factor are the same
 CERTAIN = 3.5  # standard errors over data, from which on a difference is more than chance among some 300 readings
+ELSEWHERE = 1.0  # standard deviations of the data, from which on a network's own are elsewhere
+OTHER_SCALE = 1.5  # or times their scale
+OWN_CALLS = 32  # for samples of its own
 MOST_NOISES = 32  # for each datum, where data have few numbers
 NUMBERS = 16384  # of states, which are enough at a noise level
 TINY = 1e-12  # errors below count as this
@@ -152,9 +156,10 @@ def check_score(
     Named is a reading that errs less by .7 % (another scale), 3 % (another label or schedule) or a tenth (another
     prediction, and flows), and by three and a half standard errors over the data. Not found are mistakes that change
     the estimates by less, as of a scale or schedule where estimates hardly depend on the network, and with few data
-    those that change them by little. Nor are schedules that are not DDPM's, Stable Diffusion's or the cosine, classes
-    that were mixed up, or data of another scale than in training. Of a flow of coupled pairs only the readings are
-    compared, since its states are not data with independent noise.
+    those that change them by little. Nor are schedules that are not DDPM's, Stable Diffusion's or the cosine, and
+    classes that were mixed up. Data of another place or scale than in training are told from other readings by samples
+    of the network, where it errs more on the data than a Gaussian at some level. Of a flow of coupled pairs only the
+    readings are compared, since its states are not data with independent noise.
 
     Args:
         score: of a network; its process is the one it was trained on.
@@ -166,8 +171,9 @@ def check_score(
         the errors at seven noise levels.
 
     Raises:
-        CheckError: if the network is worse than a Gaussian fitted to the data by half, or another reading is better
-            than the given one; with the errors and the best reading.
+        CheckError: if the network is worse than a Gaussian fitted to the data by half, another reading is better than
+            the given one, or it knows data of another place or scale; with the errors, and the best reading or the
+            place and scale.
         TypeError: for a process without alpha(t) and sigma(t), a function in place of a score, data of integers, and
             arguments that are no mapping.
         ValueError: for fewer data, data that are not finite or all the same, a seed below 0, another number of rows
@@ -204,9 +210,13 @@ def check_score(
     with torch.no_grad():
         found = noised.check([noised.error_of(model, k) for k in range(len(noised.nodes))])
         better = _better_reading(score, noises, model.kwargs, found) if type(score) is Score else None
+        if better is not None or max(found._ratios) > WORSE_AT_A_LEVEL:
+            _compare_with_own_data(
+                noises, model, found, BY_PREDICTION * found.ratio if better is None else better.ratio
+            )
 
     if better is not None:
-        raise CheckError(f"the network is better read as {better}:\n{found}")
+        raise CheckError(f"the network is better read as {better.words}:\n{found}")
     if not score.coupled:
         _compare_with_gaussian(found)
         with torch.no_grad():
@@ -257,6 +267,46 @@ def _compare_near_noise(noised: _Noised, model: BoundScore) -> None:
         f"sg.guidance.Thresholded(score, limit)",
         ScoreCheckWarning,
     )
+
+
+def _compare_with_own_data(noises: _Noises, model: BoundScore, found: ScoreCheck, ratio: float) -> None:
+    """Raise CheckError where the network as it is given knows data like these, of another place or scale.
+
+    That is, where it errs no more of data that are brought to the mean and the standard deviation of its own samples
+    than the share `ratio` of a Gaussian's error, such as another reading of it has of the data as they are.
+    """
+    noised = noises.first
+    own = _own_samples(noises, model)
+    mean = own.double().mean(0)
+    std = float((own - mean).double().square().mean().sqrt())
+    moved = float((mean - noised.mean).square().mean().sqrt()) / noised.std
+    alike = moved < ELSEWHERE and 1 / OTHER_SCALE < std / noised.std < OTHER_SCALE
+    _, most = _range(noises.sde)
+    if alike or not 0 < std < most / LEVELS[-1]:  # beyond, they are nothing but noise
+        return
+
+    brought = ((noised.x0 - noised.mean) * (std / noised.std) + mean).to(noised.x0.dtype)
+    there = noises.of(brought)
+    known = there.check([there.error_of(model, k) for k in range(len(there.nodes))])
+    if known.ratio < min(ALIKE * ratio, ALMOST):
+        raise CheckError(
+            f"the network, read as it is given, knows data around {float(mean.mean()):.3g} of standard deviation "
+            f"{std:.3g}, and these are around {float(noised.mean.mean()):.3g} of {noised.std:.3g}: give data of the "
+            f"place and scale that it was trained on:\n{found}"
+        )
+
+
+def _own_samples(noises: _Noises, model: BoundScore) -> Tensor:
+    """As many samples of the network as there are data, by DDIM in even steps of log-SNR."""
+    sde = noises.sde
+    least, most = _range(sde)
+    levels = torch.logspace(math.log10(0.99 * most), math.log10(1.01 * least), OWN_CALLS, dtype=torch.float64)
+    nodes = sde.nodes(sde.time_of_noise_level(levels).tolist())
+    y = nodes[0].noise_level * noises.draw()
+    for node, after in pairwise(nodes):
+        D = model.predict("data", node.alpha * y, node.t)
+        y = D + after.noise_level / node.noise_level * (y - D)
+    return y
 
 
 class _Noised:
@@ -326,11 +376,12 @@ class _Noises:
     """Data with several noises, as many as tell enough of data of few numbers.
 
     Attributes:
+        sde: the process.
         first: the data with the first noise.
     """
 
     def __init__(self, sde: LinearSDE, x0: Tensor, stream: NoiseSource) -> None:
-        self._sde = sde
+        self.sde = sde
         self._x0 = x0
         self._stream = stream
         self.first = self._make()
@@ -345,9 +396,17 @@ class _Noises:
         """The data with another noise, at the levels above those of the data."""
         return self._make(NEAR_NOISE)
 
-    def _make(self, levels: Sequence[float] = LEVELS) -> _Noised:
+    def of(self, x0: Tensor) -> _Noised:
+        """Other data with another noise."""
+        return _Noised(self.sde, x0, self.draw())
+
+    def draw(self) -> Tensor:
+        """Another noise (n, *)."""
         x0 = self._x0
-        return _Noised(self._sde, x0, self._stream.normal(tuple(x0.shape), x0.dtype, x0.device), levels)
+        return self._stream.normal(tuple(x0.shape), x0.dtype, x0.device)
+
+    def _make(self, levels: Sequence[float] = LEVELS) -> _Noised:
+        return _Noised(self.sde, self._x0, self.draw(), levels)
 
 
 def _levels(sde: LinearSDE, std: float, levels: Sequence[float]) -> list[float]:
@@ -435,8 +494,15 @@ class _Readings:
         return share < least and standard_errors > CERTAIN
 
 
-def _better_reading(score: Score, noises: _Noises, kwargs: Mapping[str, object], found: ScoreCheck) -> str | None:
-    """A reading of a network that is better than the given one by more than chance, in words; None without one."""
+class _Better(NamedTuple):
+    """A reading that is better than the given one: in words, and its rho."""
+
+    words: str
+    ratio: float
+
+
+def _better_reading(score: Score, noises: _Noises, kwargs: Mapping[str, object], found: ScoreCheck) -> _Better | None:
+    """A reading of a network that is better than the given one by more than chance; None without one."""
     readings = _Readings(score, kwargs)
     given = readings.given
     ratios = readings.ratios(noises.first) | {given: found.ratio}
@@ -448,7 +514,7 @@ def _better_reading(score: Score, noises: _Noises, kwargs: Mapping[str, object],
         share, standard_errors = readings.gain(best, given, noises)
         _, over_nothing = readings.gain(best, best, noises, empty=True)
         if readings.is_better(best, share, standard_errors) and over_nothing > CERTAIN:
-            return f"{_written(best, score)}, with {share:.2f} of the error as given"
+            return _Better(f"{_written(best, score)}, with {share:.2f} of the error as given", ratios[best])
     return None
 
 

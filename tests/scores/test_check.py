@@ -297,3 +297,23 @@ def test_a_noise_estimate_that_is_wrong_near_pure_noise_is_told(process: str) ->
     start = float(said.split("t_start=")[1].split(",")[0])
     assert sde.eps < start < sde.T
     check_score(sg.from_noise(net(0.005), sde), DATA)
+
+
+@pytest.mark.parametrize("process", ["vp", "edm", "flow"])
+@pytest.mark.parametrize("prediction", ["noise", "data"])
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 20.0), (127.5, 127.5), (0.5, 0.0), (0.5, 0.5), (3.0, 0.0)])
+def test_data_of_another_place_or_scale(process: str, prediction: str, scale: float, shift: float) -> None:
+    """Are no fault of the reading: the error says what data the network knows."""
+    sde = LINEAR[process]
+    law = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.0, -1.0]]), 0.3)
+    exact = law.score(sde)
+    score = sg.Score(lambda x, t: exact.predict(prediction, x, t), sde, prediction)
+    data = law.sample(128, seed=1)
+    assert check_score(score, data).ratio < 1
+    given = scale * data + shift
+    with pytest.raises(
+        CheckError, match=r"read as it is given, knows data around -.* of standard deviation 0.7"
+    ) as told:
+        check_score(score, given)
+    std = float(given.std(0, correction=0).square().mean().sqrt())
+    assert f"these are around {float(given.mean()):.3g} of {std:.3g}: give data" in str(told.value)
