@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from sgm_sde.inverse.linalg import Linearised
 from sgm_sde.inverse.operators import Measurement
 from sgm_sde.inverse.posterior_scores import require_measurement
 from sgm_sde.processes.base import SDE, has_scalar_marginal
+from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.schemes.base import Solver, WrappedSolver, called, resolve
 from sgm_sde.schemes.euler import SONG, forward_kernel
 from sgm_sde.scores.model import BoundScore
@@ -390,6 +392,19 @@ class DPS(AtNodes):
             return x + self.zeta * rho[i - 1] * rho[i] * descent
 
         return (descend, *self.solver.hooks(sde, grid, model, noise, mean=mean))
+
+    def reach(self, sde: LinearSDE, grid: Grid) -> float:
+        r"""The norm by which the pulls move samples of a sound network, twice over for good measure.
+
+        Of data of the scale S the denoiser's Jacobian is that of a Gaussian, $\alpha S^2/(\alpha^2 S^2 + \sigma^2)$, or
+        less; the measurement's size stands for S and that of the operator.
+        """
+        size = max(1.0, float(self.measurement.y.double().square().mean().sqrt()))
+        moved = 0.0
+        for before, node in pairwise(sde.nodes(grid.times)):
+            rho2 = math.hypot(before.alpha, before.sigma) * math.hypot(node.alpha, node.sigma)
+            moved += rho2 / (before.alpha**2 + (before.sigma / size) ** 2)
+        return 2 * self.zeta * size * moved
 
     def _descent(self, model: BoundScore, last: Linearised, t: float) -> Tensor:
         """Minus the gradient of the misfit by the state at t, where the network was last evaluated."""

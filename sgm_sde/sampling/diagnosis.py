@@ -288,8 +288,9 @@ class Watch:
         times: the grid, or where else its steps first ask the network, and the end.
         prediction: what the network predicts.
         x: the states (B, *) to start from.
-        guided: whether the solver moves states by more than network and noise, so that sizes say nothing: DPS goes up
-            to a unit a step in what was measured, however small the noise. The direction at the start still counts.
+        guided: whether the solver moves states by more than network and noise, so that their sizes on the way say
+            nothing: DPS goes up to a unit a step in what was measured, however small the noise. The start still counts.
+        reach: how far it moves a sample at most, as a norm; infinite where that is not known.
         density: whether the score is that of the process' marginals, and not guided.
         lags: whether states may be far from the marginal of their time, as under few Langevin updates per level.
     """
@@ -302,6 +303,7 @@ class Watch:
         x: Tensor,
         *,
         guided: bool = False,
+        reach: float = math.inf,
         density: bool = True,
         lags: bool = False,
     ) -> None:
@@ -309,6 +311,8 @@ class Watch:
         self.looks: Mapping[float, Look] = {}
         if not x.is_meta:
             self.looks = looks_of(sde, times, prediction)
+        if guided and self.looks:
+            self.looks = {times[0]: self.looks[times[0]]}
         self.alpha_end = signal_at(sde, times[-1]) if self.looks else 1.0
         if self.looks and (observed := self.looks[times[0]].observed) is not None:
             x = observed.state(x.detach())
@@ -316,6 +320,7 @@ class Watch:
         self.end = times[-1]
         self.sde = sde
         self.guided = guided
+        self.reach = reach
         self.lags = lags
         self.estimates_noise = prediction not in ("data", "data_x") and density  # also in part, as v does
         self.flow = prediction == "flow"
@@ -439,12 +444,16 @@ class Watch:
     def implausible(self, sample: Tensor, *, denoised: bool) -> Tensor:
         """Mask (B,) of final states x (B, *), denoised or not, that the run cannot account for."""
         self._settle()
-        if not self.looks or self.guided:
-            none = torch.zeros(len(sample), dtype=torch.bool, device=sample.device)
-            return none if self._against is None else self._against
+        none = torch.zeros(len(sample), dtype=torch.bool, device=sample.device)
+        if not self.looks:
+            return none
         size = root_mean_square(sample[:, 0] if self.has_blocks else sample)
         if not denoised:
             size = size / max(self.alpha_end, 1e-12)
+        if self.guided:
+            moved = self.reach / math.sqrt(max(dimension(sample), 1))
+            beyond = none if self._limit is None else size > self._limit + moved
+            return beyond if self._against is None else beyond | self._against
         if self._limit is None:
             look = self.looks[self.start]
             assert self._size is not None

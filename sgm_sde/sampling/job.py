@@ -135,6 +135,8 @@ class Job:
             assert isinstance(self.solver, Solver)
             times = self.program.asked_times[self.first :]
             watched = partial(watched, times=times, guided=self.solver.guided, lags=self.solver.lags)
+            if self.solver.guided and has_scalar_marginal(self.sde):
+                watched = partial(watched, reach=self.solver.reach(self.sde, self.grid))
         return WatchInBlocks(lambda some: watched(x=some), x)
 
     def continuation(self, position: Position, draws: tuple[int, int]) -> Continuation:

@@ -63,7 +63,7 @@ def words_if_off_prior(samples: Tensor, sde: SDE) -> str:
 
 
 def _off(rows: Tensor, share: float, few: bool) -> Tensor:
-    """What samples (N, d) are off by, in standard deviations: of the worst of few numbers, of many their mean."""
+    """The error of samples (N, d) in standard deviations: of few numbers the worst, of many their mean."""
     variance, mean = torch.var_mean(rows, 0)
     std = variance.sqrt()
     off = torch.hypot(share * mean, _shrunk(share * std))

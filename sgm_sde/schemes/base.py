@@ -21,6 +21,7 @@ from sgm_sde.engine.program import Form, Program, Step, compile_program
 from sgm_sde.grids import Grid, GridRule, rule
 from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, Missing, has_scalar_marginal, require_sde
+from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.schemes.tableaus import Tableau
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score
@@ -215,6 +216,10 @@ class Solver(_Method):
         to it.
         """
         return ()
+
+    def reach(self, sde: LinearSDE, grid: Grid) -> float:
+        """The norm in units of the data by which a guided solver moves samples of a sound network at most, if known."""
+        return math.inf
 
     @property
     def has_hooks(self) -> bool:

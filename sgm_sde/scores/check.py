@@ -157,9 +157,9 @@ def check_score(
     prediction, and flows), and by three and a half standard errors over the data. Not found are mistakes that change
     the estimates by less, as of a scale or schedule where estimates hardly depend on the network, and with few data
     those that change them by little. Nor are schedules that are not DDPM's, Stable Diffusion's or the cosine, and
-    classes that were mixed up. Data of another place or scale than in training are told from other readings by samples
-    of the network, where it errs more on the data than a Gaussian at some level. Of a flow of coupled pairs only the
-    readings are compared, since its states are not data with independent noise.
+    classes that were mixed up. Data of another place or scale than in training are distinguished from other readings by
+    samples of the network, where it errs more on the data than a Gaussian at some level. Of a flow of coupled pairs
+    only the readings are compared, since its states are not data with independent noise.
 
     Args:
         score: of a network; its process is the one it was trained on.
@@ -297,7 +297,7 @@ def _compare_with_own_data(noises: _Noises, model: BoundScore, found: ScoreCheck
 
 
 def _own_samples(noises: _Noises, model: BoundScore) -> Tensor:
-    """As many samples of the network as there are data, by DDIM in even steps of log-SNR."""
+    """Samples (n, *) of the network, as many as there are data, by DDIM in even steps of log-SNR."""
     sde = noises.sde
     least, most = _range(sde)
     levels = torch.logspace(math.log10(0.99 * most), math.log10(1.01 * least), OWN_CALLS, dtype=torch.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -296,3 +297,21 @@ def test_measurements_of_each_samples_own_in_parts(mask: Tensor, method: str) ->
         for execution in (sg.Execution(dtype=F64), sg.Execution(dtype=F64, batch_size=4))
     )
     torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("zeta", [0.3, 3.0])
+@pytest.mark.parametrize("gain", [0.0, 1.0])
+def test_dps_names_samples_that_a_network_throws_far_out(zeta: float, gain: float) -> None:
+    """Beyond what the start and all pulls account for, half of them and more; of a sound network none."""
+    sde = sg.EDMSDE()
+    law = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.3)
+    exact = sg.from_score(law.score(sde), sde)
+    score = sg.from_noise(lambda x, t: exact.predict("noise", x, t) + gain * torch.sin(3 * x), sde)
+    seen = inverse.Measurement(inverse.Mask(torch.tensor([True, False])), torch.tensor([1.0, 0.0]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        res = sg.sample(score, sde, (8, 2), solver=inverse.DPS("ddim", seen, zeta=zeta), steps=100, seed=0)
+    named = res.status.samples
+    assert (len(named) >= 4) == bool(gain) != res.status.ok
+    assert [w.category for w in caught] == [sg.diagnosis.ImplausibleWarning] * bool(gain)
+    assert all(float(res.x[i].abs().max()) > 100 for i in named)
