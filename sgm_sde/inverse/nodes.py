@@ -399,11 +399,14 @@ class DPS(AtNodes):
         Of data of the scale S the denoiser's Jacobian is that of a Gaussian, $\alpha S^2/(\alpha^2 S^2 + \sigma^2)$, or
         less; the measurement's size stands for S and that of the operator.
         """
-        size = max(1.0, float(self.measurement.y.double().square().mean().sqrt()))
+        y = self.measurement.y.double()
+        size = max(1.0, float(y.square().mean().sqrt()))
         moved = 0.0
         for before, node in pairwise(sde.nodes(grid.times)):
-            rho2 = math.hypot(before.alpha, before.sigma) * math.hypot(node.alpha, node.sigma)
-            moved += rho2 / (before.alpha**2 + (before.sigma / size) ** 2)
+            rho = math.hypot(before.alpha, before.sigma)
+            rho_after = math.hypot(node.alpha, node.sigma)
+            noise = before.sigma / size
+            moved += rho * rho_after / (before.alpha**2 + noise**2)
         return 2 * self.zeta * size * moved
 
     def _descent(self, model: BoundScore, last: Linearised, t: float) -> Tensor:

@@ -48,6 +48,7 @@ from sgm_sde.sampling.on_gaussians import is_unsuited
 from sgm_sde.sampling.options import Execution
 from sgm_sde.sampling.planning import plan
 from sgm_sde.sampling.sampler import sample as draw
+from sgm_sde.sampling.start import PriorWarning
 from sgm_sde.sampling.statuses import NonFiniteWarning, UnfinishedWarning
 from sgm_sde.schemes import AdaptiveSolver, Solver
 from sgm_sde.schemes.base import called
@@ -245,6 +246,7 @@ def _reported_failures() -> Iterator[None]:
     with warnings.catch_warnings():
         for category in (NonFiniteWarning, ImplausibleWarning, UnfinishedWarning):
             warnings.simplefilter("ignore", category)
+        warnings.simplefilter("default", PriorWarning)  # of all samples, and in no status
         yield
 
 

@@ -54,7 +54,7 @@ class Job:
         position: where on the grid to resume, None at its start.
         start: the sizes (b,) of some of the states that are given at T, None where they are not given there.
         fresh: whether the states are made anew whenever they are asked for, so that a run may overwrite them.
-        from_prior: whether it starts from noise alone, at T.
+        from_prior: whether it starts from noise alone, at T, and goes along the marginals.
         ends_by_rule: whether a rule chose where it ends, and not the caller.
     """
 
@@ -258,10 +258,12 @@ def begin(score: Score, sde: SDE, start: StartArguments, asked: StepArguments, n
         return size_of_start(x_T[at], sde)
 
     at_T = by_rule or t_start == sde.T
+    lags = isinstance(solver, Solver) and solver.lags
+    from_prior = at_T and x_T is None and not lags
     return Job(
         sde, solver, asked.solver, grid, program, seeds, dtype, states,
         noise=noise or "independent", final=final, segment=t_start, start=size if at_T and x_T is not None else None,
-        fresh=x_T is None, from_prior=at_T and x_T is None, ends_by_rule=asked.by_rule and asked.t_end is None,
+        fresh=x_T is None, from_prior=from_prior, ends_by_rule=asked.by_rule and asked.t_end is None,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.units import FEW_NUMBERS
 from sgm_sde.processes.base import SDE, has_matrix_marginal
-from sgm_sde.sampling.diagnosis import scales_at_T
+from sgm_sde.sampling.diagnosis import ImplausibleWarning, scales_at_T
 from sgm_sde.sampling.resolution import ENOUGH, THE_SAME
 
 __all__ = ["PriorWarning"]
@@ -32,7 +32,7 @@ __all__ = ["PriorWarning"]
 OFF = 0.25  # standard deviations of the data
 
 
-class PriorWarning(UserWarning):
+class PriorWarning(ImplausibleWarning):
     """Data are of such a place or scale that the noise at T, where the run starts, is not what they look like there."""
 
 
@@ -47,18 +47,23 @@ def words_if_off_prior(samples: Tensor, sde: SDE) -> str:
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     share = signal / prior_std
 
-    few = rows.shape[1] <= FEW_NUMBERS
-    size = share * float(torch.linalg.vector_norm(rows)) / math.sqrt(rows.numel())
-    if size * math.sqrt(rows.shape[1] if few else 1) <= OFF:  # of each number, too
+    n, d = rows.shape
+    few = d <= FEW_NUMBERS
+    norm = float(torch.linalg.vector_norm(rows))
+    size = share * norm / math.sqrt(n * d)
+    largest = size * math.sqrt(d) if few else size
+    if largest <= OFF:
         return ""
-    off = _shrunk(torch.tensor(size)) if len(rows) < ENOUGH else _off(rows, share, few)
+
+    off = _shrunk(torch.tensor(size)) if n < ENOUGH else _off(rows, share, few)
     if not float(off) > OFF:
         return ""
     return (
         f"data like these samples are not only noise at T: alpha = {signal:.2g} of them is left there, beside noise of "
         f"standard deviation {prior_std:.3g}, and the run started from noise alone, so that samples are off by some "
         f"{float(off):.2g} of the data's standard deviation, whatever the solver: bring data to about unit scale "
-        f"around 0, take a process with more noise at T, or give noised data as x_T="
+        f"around 0, take a process with more noise at T, or give noised data as x_T=; if the data are not of "
+        f"that place and scale, samples were thrown out on the way: give more calls"
     )
 
 

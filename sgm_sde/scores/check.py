@@ -276,10 +276,11 @@ def _compare_with_own_data(noises: _Noises, model: BoundScore, found: ScoreCheck
     than the share `ratio` of a Gaussian's error, such as another reading of it has of the data as they are.
     """
     noised = noises.first
-    own = _own_samples(noises, model)
-    mean = own.double().mean(0)
-    std = float((own - mean).double().square().mean().sqrt())
-    moved = float((mean - noised.mean).square().mean().sqrt()) / noised.std
+    own = _own_samples(noises, model).double()
+    mean = own.mean(0)
+    std = float((own - mean).square().mean().sqrt())
+    distance = float((mean - noised.mean).square().mean().sqrt())
+    moved = distance / noised.std
     alike = moved < ELSEWHERE and 1 / OTHER_SCALE < std / noised.std < OTHER_SCALE
     _, most = _range(noises.sde)
     if alike or not 0 < std < most / LEVELS[-1]:  # beyond, they are nothing but noise
