@@ -185,6 +185,39 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: sg.stepping.stepper("ddpm", FLOW, nfe=5, coupled=True),
         "^ddpm adds noise by the score, which a flow of coupled pairs does not give",
     ),
+    # What is no list, data or state.
+    "bench(nfe=5)": (
+        lambda: sg.bench.bench("digits", "nowhere", nfe=5),  # type: ignore[arg-type]
+        "^nfe must be a list of integers, got 5",
+    ),
+    "bench(nfe=['a'])": (
+        lambda: sg.bench.bench("digits", "nowhere", nfe=["a"]),  # type: ignore[list-item]
+        "^nfe must be integers of at least 1, got 'a'",
+    ),
+    "bench(solvers='ddim')": (
+        lambda: sg.bench.bench("digits", "nowhere", solvers="ddim"),
+        "^solvers must be a list of names, or a mapping from labels, got 'ddim'",
+    ),
+    "labels=[0.5]": (
+        lambda: sg.distributed.sample("digits", 4, "nowhere", labels=[0.5]),  # type: ignore[list-item]
+        "^the model 'digits' has the classes 0 to 9, got label 0.5",
+    ),
+    "a measurement of no data": (
+        lambda: sg.inverse.Measurement.simulate(sg.inverse.BlockAverage(2), [1.0]),  # type: ignore[arg-type]
+        r"^x must be a floating tensor \(B, \*\), got \[1.0\]",
+    ),
+    "a step from no state": (
+        lambda: sg.stepping.stepper("ddim", VP, nfe=4).step(torch.zeros(2, 2), 1.0, None),  # type: ignore[arg-type]
+        r"^x must be a floating tensor \(B, \*\), got None",
+    ),
+    **{
+        f"a step at t={t!r}": (
+            lambda t=t: sg.stepping.stepper("ddim", VP, nfe=4).step(torch.zeros(2, 2), t, torch.zeros(2, 2)),
+            words,
+        )
+        for t, words in (("a", "^t must be one number, got 'a'"), (math.inf, "^call 0 of the run is at .*, got t=inf"))
+    },
+    "a transition from before the data": (lambda: VP.transition(-1.0, 0.5), "need 0 <= s <= t, got s=-1.0"),
     # Times outside of the process.
     **{
         f"the {what} at t={t}": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,8 +19,8 @@ CLOSEST = 2.0**-20  # relative: eight units in the last place of float32, below 
 
 
 def same_time(t: float, other: float, rounding: float = ROUNDING) -> bool:
-    """True if two times differ by rounding alone."""
-    return abs(t - other) <= rounding * max(abs(t), abs(other))
+    """True if two times, of which the second is finite, differ by rounding alone."""
+    return abs(t) < math.inf and abs(t - other) <= rounding * max(abs(t), abs(other))
 
 
 def at_ends(sde: Process, t: float, *more: float, option: str = "t") -> float:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import operator
 import re
 import shutil
 import statistics
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import check_integer, described, unknown
+from sgm_sde._utils.checks import check_integer, described, instance_of, listed, unknown
 from sgm_sde._utils.elsewhere import OF_BENCHES, named_elsewhere
 from sgm_sde._utils.files import JsonMapping, JsonObject, parse_json, reading
 from sgm_sde._utils.warn import warn
@@ -535,7 +534,10 @@ def _entries(solvers: Sequence[str] | Mapping[str, Entry | str]) -> dict[str, En
         for label, given in solvers.items():
             entries[label] = resolve_any(given) if isinstance(given, str) else given
     else:
+        if isinstance(solvers, str) or not isinstance(solvers, Sequence):
+            raise TypeError(f"solvers must be a list of names, or a mapping from labels, got {described(solvers)}")
         for label in solvers:
+            instance_of("a solver to bench", label, str, "a name")
             if label.endswith(".json"):
                 entries[Path(label).stem] = as_calibrations(load_calibration(label))
             else:
@@ -623,12 +625,15 @@ def _require_comparable(protocol: JsonMapping, other: JsonMapping, path: str) ->
 
 def _integers(name: str, values: Iterable[int], least: int) -> tuple[int, ...]:
     """Integers of at least so much, without repeats."""
+    entries = listed(values)
+    if isinstance(entries, str) or not isinstance(entries, Iterable):
+        raise TypeError(f"{name} must be a list of integers, got {described(values)}")
     numbers = []
-    for value in values:
-        number = None if isinstance(value, bool) else operator.index(value)
+    for value in entries:
+        number = value if isinstance(value, Integral) and not isinstance(value, bool) else None
         if number is None or number < least:
             raise ValueError(f"{name} must be integers of at least {least}, got {described(value)}")
-        numbers.append(number)
+        numbers.append(int(number))
 
     if not numbers:
         raise ValueError(f"give at least one of {name}")

@@ -575,10 +575,15 @@ class Measurement(Value):
     def simulate(operator: Operator, x: Tensor, std: float = 0.0, *, seed: Seeds = None) -> Measurement:
         """The measurement of known data x (B, *), with noise from a seed of its own for each sample.
 
+        Raises:
+            TypeError: for anything but an `Operator`, and data that are no floating-point tensor.
+
         Examples:
             >>> Measurement.simulate(BlockAverage(2), torch.ones(4, 1, 8, 8), std=0.05, seed=0).y.shape
             torch.Size([4, 1, 4, 4])
         """
+        instance_of("operator", operator, Operator, "a LinearOperator, such as Mask or LinearMap, or a NonlinearMap")
+        require_floating("x", x)
         y = operator.apply(x)
         stream = NoiseStream(resolve_seeds(seed, None, len(y)), "measurement")
         n = stream.normal(tuple(y.shape), y.dtype, y.device)

@@ -372,6 +372,6 @@ def _ordered(s: Time, t: Time) -> tuple[Tensor, Tensor]:
     t = as_time(t)
     if s.ndim and t.ndim and s.shape != t.shape:
         raise ValueError(f"s and t must have one shape, or one of them none, got {tuple(s.shape)} and {tuple(t.shape)}")
-    if not (s.is_meta or t.is_meta) and bool((s > t).any()):
-        raise ValueError(f"a transition runs forward in time: need s <= t, got s={s.tolist()} and t={t.tolist()}")
+    if not (s.is_meta or t.is_meta) and bool(((s > t) | (s < 0)).any()):
+        raise ValueError(f"a transition runs forward in time: need 0 <= s <= t, got s={s.tolist()} and t={t.tolist()}")
     return s, t

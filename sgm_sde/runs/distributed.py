@@ -20,7 +20,7 @@ import math
 import operator
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import FAR, check_integer, described, number, range_of
+from sgm_sde._utils.checks import FAR, check_integer, described, listed, number, range_of
 from sgm_sde._utils.elsewhere import OF_RUNS, named_elsewhere
 from sgm_sde._utils.files import JsonMapping, JsonObject, readable
 from sgm_sde._utils.warn import warn
@@ -721,16 +721,19 @@ def classes_of(model: Model, labels: Sequence[int] | str | None) -> list[int] | 
         return None if model.n_classes is None else list(range(model.n_classes))
     if labels is None:
         return None
-    if not isinstance(labels, Iterable):
+    known = listed(labels)
+    if not isinstance(known, Sequence):
         raise TypeError(f"labels must be 'all', a list of classes or None, got {described(labels)}")
     if model.n_classes is None:
-        raise ValueError(f"labels={list(labels)} were given, and the model {model.name!r} has no classes")
-    for label in labels:
-        if not 0 <= operator.index(label) < model.n_classes:
-            raise ValueError(f"the model {model.name!r} has the classes 0 to {model.n_classes - 1}, got label {label}")
-    if not labels:
+        raise ValueError(f"labels={list(known)} were given, and the model {model.name!r} has no classes")
+    for label in known:
+        if not isinstance(label, Integral) or not 0 <= int(label) < model.n_classes:
+            raise ValueError(
+                f"the model {model.name!r} has the classes 0 to {model.n_classes - 1}, got label {label!r}"
+            )
+    if not known:
         raise ValueError("labels must hold at least one class")
-    return [operator.index(label) for label in labels]
+    return [int(label) for label in known]
 
 
 def _check_images(model: Model, images: Tensor, n_levels: int) -> None:

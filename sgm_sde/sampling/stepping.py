@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import described, known_arguments
+from sgm_sde._utils.checks import described, known_arguments, moment, require_floating
 from sgm_sde._utils.elsewhere import OF_RUNS, named_elsewhere
 from sgm_sde.engine.executor import Loop, Position, Stages, prepare
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, check_seeds, resolve_seeds
@@ -239,10 +239,13 @@ class Stepper:
         if self.taken >= len(self.times):
             raise ValueError(f"the run's {len(self.times)} network calls are made: call reset() for another one")
 
+        require_floating("x", x)
         expected = self.times[self.taken]
         on_device = isinstance(t, Tensor) and t.device.type != "cpu"  # reading it would wait for the device
-        if not on_device and not same_time(float(t), expected, 10 * ROUNDING):
-            raise ValueError(f"call {self.taken} of the run is at t={expected}, got t={float(t)}")
+        if not on_device:
+            given = moment("t", t.squeeze() if isinstance(t, Tensor) else t)
+            if not same_time(given, expected, 10 * ROUNDING):
+                raise ValueError(f"call {self.taken} of the run is at t={expected}, got t={given}")
         require_output(output, x)
 
     def _begin(self, x: Tensor, start: Position | None) -> None:

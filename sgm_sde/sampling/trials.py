@@ -354,7 +354,7 @@ def _require_log_snr(sde: LinearSDE, t_end: float) -> None:
 
 def _candidates(candidates: Sequence[Setting | str]) -> list[Setting]:
     """Settings from what the caller gave."""
-    if isinstance(candidates, str | Setting | Solver) or not isinstance(candidates, Iterable):
+    if isinstance(candidates, str | Setting | Solver | Tensor) or not isinstance(candidates, Iterable):
         raise TypeError(f"candidates must be a sequence of settings or names, got {described(candidates)}")
     tried = []
     for i, candidate in enumerate(candidates):

@@ -533,7 +533,7 @@ def test_low_snr_in_single_precision() -> None:
 def test_transitions_run_forward() -> None:
     """One pair of times out of order in a batch is an error; equal times are not."""
     sde = sg.VPSDE()
-    with pytest.raises(ValueError, match="need s <= t"):
+    with pytest.raises(ValueError, match="need 0 <= s <= t"):
         sde.transition(column(0.1, 0.5), column(0.2, 0.4))
     scale, std = sde.transition(column(0.1, 0.5), column(0.1, 0.5))
     assert (scale.tolist(), std.tolist()) == ([1.0, 1.0], [0.0, 0.0])

@@ -27,7 +27,7 @@ def test_arrays_are_shown_by_their_shape() -> None:
     [
         (lambda: sg.bits_per_dim(SCORE, VP, ARRAY.astype(np.uint8), **LEVELS), "images must be a tensor of an integer"),
         (lambda: sg.log_prob(SCORE, VP, ARRAY), "x must be a floating tensor"),
-        (lambda: sg.pictures.to_uint8(ARRAY), "samples must be a floating-point tensor"),
+        (lambda: sg.pictures.to_uint8(ARRAY), "samples must be a floating tensor"),
         (lambda: sg.inverse.Mask(ARRAY > 0), "the mask must be a boolean tensor"),
         (lambda: sg.sample(SCORE, VP, x_T=ARRAY), "x_T must be a floating tensor"),
     ],

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._utils.checks import described, unknown
+from sgm_sde._utils.checks import range_of, require_values, unknown
 from sgm_sde._utils.ranges import refuse_other_range
 from sgm_sde._utils.shapes import flat
 from sgm_sde.identity import fingerprint
@@ -98,12 +98,8 @@ def to_uint8(x: Tensor, data_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor
         >>> to_uint8(torch.tensor([[-1.0, 0.0, 1.0, 3.0]])).tolist()
         [[0, 128, 255, 255]]
     """
-    lo, hi = data_range
-    if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
-        raise ValueError(f"data_range must be (lo, hi) with lo < hi, got {data_range}")
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        given = x.dtype if isinstance(x, Tensor) else described(x)
-        raise TypeError(f"samples must be a floating-point tensor, got {given}")
+    lo, hi = range_of("data_range", data_range)
+    require_values("samples", x, "(n, *)")
     bad = flat(x.isnan()).any(1)
     if bool(bad.any()):
         raise ValueError(f"samples must not be NaN, got some in {int(bad.sum())} of {len(x)} samples")
