@@ -339,8 +339,16 @@ class GridRule(Value, ABC):
             raise ValueError(f"need 0 <= t_end < t_start <= T = {sde.T}, got {_of_ends(ends)}")
         if steps == 0:
             return Grid([start])
-        inner = self.place(sde, torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu"), start, end)
+        inner = self._placed(sde, steps, start, end)
         return Grid([start, *inner[1:-1].tolist(), end])  # the ends to the last bit
+
+    def _placed(self, sde: SDE, steps: int, start: float, end: float) -> Tensor:
+        """The times (steps + 1,), of which the ends may be rounded."""
+        u = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu")
+        times = self.place(sde, u, start, end)
+        if not isinstance(times, Tensor) or times.shape != u.shape:
+            raise ValueError(f"place of {self!r} must return a tensor of {len(u)} times, got {described(times)}")
+        return times
 
     def ends(self, sde: SDE, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
         """First and last time of a grid of `steps` steps: those given, else `sde.T` and `sde.eps`."""

@@ -40,6 +40,63 @@ def drawn(score: sg.Score, event: int = 1, **options: Any) -> sg.SampleResult:
     return sg.sample(score, score.sde, (2, *[2] * event), seed=0, **options)
 
 
+def own_process(**methods: Any) -> sg.SDE:
+    """A process of the caller's own, with some of its methods."""
+
+    class Own(sg.SDE):
+        T, eps, prior_std = 1.0, 1e-3, 1.0
+
+        def f(self, x: Tensor, t: Any) -> Tensor:
+            return methods.get("f", lambda x, t: -x)(x, t)
+
+        def g(self, t: Any) -> Tensor:
+            return methods.get("g", torch.ones_like)(t)
+
+    return Own()
+
+
+def of_own(sde: sg.SDE) -> sg.SampleResult:
+    """Samples of a process of one's own."""
+    return sg.sample(lambda x, t: -x, sde, (2, 2), solver="euler-maruyama", steps=4, seed=0, final="none")
+
+
+def own_solver(step: Callable[[Any], Any]) -> sg.Solver:
+    """A solver of the caller's own."""
+
+    class Own(sg.Solver):
+        name, order, prediction, source = "own", 1, "drift", "here"
+
+        def step(self, k: Any) -> Any:
+            return step(k)
+
+    return Own()
+
+
+def own_corrector(update: Callable[..., Any] = lambda x, z: (x, z), constants: Any = None) -> sg.Corrector:
+    """A corrector of the caller's own."""
+
+    class Own(sg.Corrector):
+        n_steps = 1
+
+        def update(self, x: Tensor, score: Tensor, z: Tensor, constant: float) -> Any:
+            return update(x, z)
+
+        def constants(self, sde: sg.SDE, grid: sg.Grid) -> Any:
+            return [1.0] * len(grid.times) if constants is None else constants
+
+    return Own()
+
+
+def own_rule(place: Callable[[Tensor], Any]) -> sg.grids.GridRule:
+    """A rule of the caller's own."""
+
+    class Own(sg.grids.GridRule):
+        def place(self, sde: sg.SDE, u: Tensor, start: float, end: float) -> Any:
+            return place(u)
+
+    return Own()
+
+
 REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
     # The solver by the name that was typed.
     **{
@@ -218,6 +275,52 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
         for t, words in (("a", "^t must be one number, got 'a'"), (math.inf, "^call 0 of the run is at .*, got t=inf"))
     },
     "a transition from before the data": (lambda: VP.transition(-1.0, 0.5), "need 0 <= s <= t, got s=-1.0"),
+    # What own processes, solvers, correctors and grids return.
+    "a diffusion that is no tensor": (
+        lambda: of_own(own_process(g=lambda t: 1.0)),
+        r"^g\(t\) must return a tensor of the shape \(5,\) of t, got 1.0",
+    ),
+    "a drift of one number": (
+        lambda: of_own(own_process(f=lambda x, t: x.sum())),
+        r"^f\(x, t\) must return a tensor of the shape \(2, 2\) of x, got tensor\(",
+    ),
+    "a path by a drift of one number": (
+        lambda: sg.processes.simulate(own_process(f=lambda x, t: x.sum()), torch.zeros(2, 2), [0.0, 1.0], seed=0),
+        r"^f\(x, t\) must return a tensor of the shape \(2, 2\) of x",
+    ),
+    **{
+        f"a step that returns {returned!r}": (
+            lambda returned=returned: drawn(SCORE, solver=own_solver(lambda k: returned), nfe=4),
+            f"^the step of own must return a form, such as k.x, got {returned}",
+        )
+        for returned in (None, 3)
+    },
+    "an evaluation that is not there": (
+        lambda: drawn(SCORE, solver=own_solver(lambda k: k.x + k.previous(0)[1]), nfe=4),
+        r"^previous\(0\) is of no evaluation in step 0, which knows 0 so far",
+    ),
+    "more evaluations than are declared": (
+        lambda: drawn(SCORE, solver=own_solver(lambda k: k.evaluate(k.x + k.evaluate(k.x, k.start), k.end)), nfe=4),
+        "^own makes 6 network calls in 3 steps and declares 3: its nfe_per_step is to be",
+    ),
+    **{
+        f"a corrector that returns {what}": (
+            lambda update=update: drawn(SCORE, solver=sg.PredictorCorrector("ddim", own_corrector(update)), steps=2),
+            r"^update of Own must return two tensors of the shape \(2, 2\) of x",
+        )
+        for what, update in {"one": lambda x, z: x, "rows": lambda x, z: (x[:1], z)}.items()
+    },
+    "too few constants": (
+        lambda: drawn(SCORE, solver=sg.PredictorCorrector("ddim", own_corrector(constants=[1.0])), steps=2),
+        "^constants of Own must be one for each of 3 nodes, got 1",
+    ),
+    **{
+        f"a rule that places {what}": (
+            lambda place=place: drawn(SCORE, solver="ddim", grid=own_rule(place), steps=4),
+            r"^place of .* must return a tensor of 5 times, got ",
+        )
+        for what, place in {"two": lambda u: u[:2], "a list": lambda u: [1, 2]}.items()
+    },
     # Times outside of the process.
     **{
         f"the {what} at t={t}": (

@@ -507,8 +507,15 @@ class Step:
         return self._path.history[: -n - 1 : -1]
 
     def previous(self, j: int) -> tuple[Node, Form]:
-        """The node j evaluations back and the evaluation there; `previous(0)` is this step's own."""
-        return self._path.history[-1 - j]
+        """The node j evaluations back and the evaluation there; `previous(0)` is this step's own.
+
+        Raises:
+            ValueError: where there are not so many.
+        """
+        history = self._path.history
+        if not 0 <= j < len(history):
+            raise ValueError(f"previous({j}) is of no evaluation in step {self.i}, which knows {len(history)} so far")
+        return history[-1 - j]
 
     def keep(self, x: Form, node: Node) -> Form:
         """A state of its own for a form that the rest of the step builds on, at `node`'s time."""
@@ -579,11 +586,20 @@ class Step:
         return self._builder.node(min(max(t, low), high))
 
 
+def _form_of_step(solver: Formula, k: Step) -> Form:
+    """The form that a solver's step returns."""
+    form = solver.step(k)
+    if not isinstance(form, Form):
+        raise TypeError(f"the step of {solver.name} must return a form, such as k.x, got {described(form)}")
+    return form
+
+
 def compile_program(solver: Formula, sde: Process, times: tuple[float, ...]) -> Program:
     """Compile a solver: run its formula over the steps of a grid and write down what it computes.
 
     Raises:
         ValueError: where the formula divides by zero, with the step; a table that does not run.
+        TypeError: for a step that returns no form.
 
     Examples:
         >>> import sgm_sde as sg
@@ -594,7 +610,7 @@ def compile_program(solver: Formula, sde: Process, times: tuple[float, ...]) -> 
     builder = ProgramBuilder(sde, times)
     for i in range(len(times) - 1):
         try:
-            builder.add(solver.step(Step(builder, builder.path, i)), times[i + 1], node=True)
+            builder.add(_form_of_step(solver, Step(builder, builder.path, i)), times[i + 1], node=True)
         except ZeroDivisionError:
             raise ValueError(
                 f"{solver.name} divides by zero in the step from t={times[i]} to t={times[i + 1]}: alpha or sigma "

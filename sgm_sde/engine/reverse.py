@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sgm_sde._utils.checks import require_function, stochasticity
+from sgm_sde._utils.checks import described, require_function, stochasticity
 from sgm_sde._utils.shapes import Time, as_time, batch_time
 
 __all__ = ["ReverseSDE"]
@@ -30,7 +30,19 @@ class DriftDiffusion(Protocol):
 
 def reverse_drift(sde: DriftDiffusion, x: Tensor, t: Time, score: Tensor, eta: float) -> Tensor:
     r"""Drift $f - \tfrac{1 + \eta^2}{2} g^2 s$ of the reverse process at x (B, *) and t, given the score there."""
-    return sde.f(x, t) - (1 + eta**2) / 2 * sde.diffusion(score, t)
+    return forward_drift(sde, x, t) - (1 + eta**2) / 2 * sde.diffusion(score, t)
+
+
+def forward_drift(sde: DriftDiffusion, x: Tensor, t: Time) -> Tensor:
+    """The drift f of the forward process at x (B, *) and t.
+
+    Raises:
+        ValueError: for one of another shape.
+    """
+    drift = sde.f(x, t)
+    if not isinstance(drift, Tensor) or drift.shape != x.shape:
+        raise ValueError(f"f(x, t) must return a tensor of the shape {tuple(x.shape)} of x, got {described(drift)}")
+    return drift
 
 
 class ReverseSDE:

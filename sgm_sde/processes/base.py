@@ -309,9 +309,15 @@ class SDE(Value, ABC):
         return {"coefficients": measured(values, COEFFICIENTS)}
 
     def nodes(self, times: Sequence[float]) -> Sequence[ProcessNode]:
-        """The host-side coefficients at each of the given times."""
-        g = self.g(cpu_float64(times)).tolist()
-        return [ProcessNode(self, t, g_t) for t, g_t in zip(times, g, strict=True)]
+        """The host-side coefficients at each of the given times.
+
+        Raises:
+            ValueError: for a g(t) that is no tensor of the shape of t.
+        """
+        g = self.g(cpu_float64(times))
+        if not isinstance(g, Tensor) or g.shape != (len(times),):
+            raise ValueError(f"g(t) must return a tensor of the shape ({len(times)},) of t, got {described(g)}")
+        return [ProcessNode(self, t, g_t) for t, g_t in zip(times, g.tolist(), strict=True)]
 
 
 def measuring_times(sde: SDE, n: int) -> list[float]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, described, moments, require_floating
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
+from sgm_sde.engine.reverse import forward_drift
 from sgm_sde.engine.times import ROUNDING
 from sgm_sde.processes.base import SDE, require_sde
 from sgm_sde.processes.matrix import apply
@@ -81,7 +82,7 @@ def _euler_maruyama(sde: SDE, x: Tensor, t: float, h: float, z: Tensor) -> Tenso
     at = torch.tensor(t, dtype=torch.float64).to(x)
     g = sde.g(at)
     gz = apply(g, z) if g.ndim else g * z  # a matrix over the blocks of the state, or a number
-    return x + h * sde.f(x, at) + math.sqrt(h) * gz
+    return x + h * forward_drift(sde, x, at) + math.sqrt(h) * gz
 
 
 def _increasing(sde: SDE, times: Sequence[float] | Tensor) -> list[float]:

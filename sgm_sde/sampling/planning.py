@@ -82,6 +82,7 @@ class StepArguments:
             placed = self._given(sde, grid, denoise)
 
         program = table_of(solver, sde, placed, final, self.solver)
+        _require_declared(solver, program)
         return solver, placed, program
 
     def _solver(
@@ -156,6 +157,16 @@ class StepArguments:
             once = f" ({a_step} a step, {calls - a_step} once a run)" if calls > a_step else ""
             raise too_small(budget, f"one step of {called(solver, self.solver)}", calls, denoise, once)
         return solver, steps
+
+
+def _require_declared(solver: Solver, program: Program) -> None:
+    """Raise ValueError for a solver whose table makes more network calls than it declares, and so than a budget has."""
+    declared = solver.nfe(program.steps)
+    if program.nfe > declared:
+        raise ValueError(
+            f"{solver.name} makes {program.nfe} network calls in {program.steps} steps and declares {declared}: its "
+            f"nfe_per_step is to be the number of evaluations of a step"
+        )
 
 
 def require_flow(score: Score, solver: Solver | AdaptiveSolver | Setting | str, program: Program | None = None) -> None:

@@ -58,7 +58,7 @@ class Corrector(Value, ABC):
 
     def corrector(self, sde: SDE, grid: Grid, model: BoundScore, noise: NoiseSource, *, mean: bool) -> Hook:
         """The function to call at a node of the grid; with `mean`, its very last update adds no noise."""
-        constants = self.constants(sde, grid)
+        constants = self._checked_constants(sde, grid)
         begun = False
 
         def correct(x: Tensor, i: int) -> Tensor:
@@ -69,13 +69,34 @@ class Corrector(Value, ABC):
             for n in range(self.n_steps):
                 score = model.predict("score", x, grid.times[i])
                 z = noise.normal(tuple(x.shape), x.dtype, x.device)
-                x, added = self.update(x, score, z, constants[i])
+                x, added = self._updated(x, score, z, constants[i])
                 del score, z
                 if not (mean and i == grid.steps and n == self.n_steps - 1):
                     x = x + added
             return x
 
         return correct
+
+    def _checked_constants(self, sde: SDE, grid: Grid) -> Sequence[float]:
+        """The constants, one for each node."""
+        constants = self.constants(sde, grid)
+        n = len(grid.times)
+        if len(constants) != n:
+            raise ValueError(
+                f"constants of {type(self).__name__} must be one for each of {n} nodes, got {len(constants)}"
+            )
+        return constants
+
+    def _updated(self, x: Tensor, score: Tensor, z: Tensor, constant: float) -> tuple[Tensor, Tensor]:
+        """Mean of one update and what the noise adds, each of the shape of x."""
+        pair = self.update(x, score, z, constant)
+        shapes = [getattr(value, "shape", None) for value in pair] if isinstance(pair, tuple) else []
+        if shapes != [x.shape, x.shape]:
+            raise ValueError(
+                f"update of {type(self).__name__} must return two tensors of the shape {tuple(x.shape)} of x, the mean "
+                f"and what the noise adds, got {described(pair)}"
+            )
+        return pair
 
 
 class LangevinNormWarning(UserWarning):
