@@ -11,7 +11,7 @@ from torch import Tensor
 from sgm_sde._utils.shapes import as_time, column
 
 Kept = TypeVar("Kept")
-AT_A_TIME = 2**15  # places, at most: their values stay in a core's cache, and starting an operation takes little of it
+AT_A_TIME = 2**14  # places, at most: their values stay in a core's cache, and starting an operation takes little of it
 
 
 class AtPlaces(Generic[Kept]):

@@ -68,7 +68,7 @@ class VariancePreservingSDE(BetaSDE):
 
     def time_of_noise_level(self, noise_level: Tensor) -> Tensor:
         """The time at which sigma / alpha is the given one."""
-        return self.time_of_integrated_beta(_log_1p(noise_level**2))
+        return self.time_of_integrated_beta(torch.log1p(noise_level.square()))
 
     def values(self, t: Time, noise_level: Tensor | None = None) -> MarginalAt:
         """alpha, sigma and their time derivatives at `t`; the first two follow from sigma / alpha where it is known."""
@@ -93,15 +93,10 @@ class VariancePreservingSDE(BetaSDE):
 
 def _log_1p_exp(x: Tensor) -> Tensor:
     """log(1 + exp(x)) to a few roundings, relative."""
-    return x.clamp_min(0) + _log_1p((-x.abs()).exp())
-
-
-def _log_1p(x: Tensor) -> Tensor:
-    """log(1 + x) to a few roundings, relative, for x of at least 0; by functions that torch has in vectorised form, a
-    fifth of the time of its `logaddexp` or `log1p`.
-    """
-    rounded = 1 + x
-    return rounded.log() - (rounded - 1).sub_(x).div_(rounded)
+    small = (-x.abs()).exp()
+    rounded = 1 + small
+    log_1p = rounded.log() - (rounded - 1).sub_(small).div_(rounded)
+    return x.clamp_min(0) + log_1p
 
 
 def _vp_log_snr(B: Tensor) -> Tensor:

@@ -67,10 +67,14 @@ class Corrector(Value, ABC):
                 self.begin(x)
                 begun = True
             for n in range(self.n_steps):
-                score = model.predict("score", x, grid.times[i])
-                z = noise.normal(tuple(x.shape), x.dtype, x.device)
-                x, added = self._updated(x, score, z, constants[i])
-                del score, z
+                pair = self.update(  # nothing here holds on to score and noise
+                    x,
+                    model.predict("score", x, grid.times[i]),
+                    noise.normal(tuple(x.shape), x.dtype, x.device),
+                    constants[i],
+                )
+                x, added = self._checked_pair(pair, x)
+                del pair
                 if not (mean and i == grid.steps and n == self.n_steps - 1):
                     x = x + added
             return x
@@ -87,9 +91,8 @@ class Corrector(Value, ABC):
             )
         return constants
 
-    def _updated(self, x: Tensor, score: Tensor, z: Tensor, constant: float) -> tuple[Tensor, Tensor]:
-        """Mean of one update and what the noise adds, each of the shape of x."""
-        pair = self.update(x, score, z, constant)
+    def _checked_pair(self, pair: tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of an update of x and what the noise adds, each of the shape of x."""
         shapes = [getattr(value, "shape", None) for value in pair] if isinstance(pair, tuple) else []
         if shapes != [x.shape, x.shape]:
             raise ValueError(
@@ -214,7 +217,9 @@ class Langevin(Corrector):
     def update(self, x: Tensor, score: Tensor, z: Tensor, constant: float) -> tuple[Tensor, Tensor]:
         """One update: its mean, and what noise adds."""
         if self.norm == "expected":
-            return x + constant * score, math.sqrt(2 * constant) * z
+            mean = (constant * score).add_(x)
+            del score
+            return mean, math.sqrt(2 * constant) * z
 
         ratio = self._ratio(z, score).reshape(-1, *[1] * (x.ndim - 1))
         root = self.snr * ratio  # sqrt(epsilon / (2 a))
