@@ -9,12 +9,14 @@ these far out, and what is named is compared with a tight solution. Faults: netw
 solver thrown far out by what a network says near pure noise. A run counts as found if any of its samples is named. Of a
 last kind, runs that went wrong in ways that sizes tell of in part only, it is counted how many are found; and of all
 deterministic solvers with few calls, how many of the samples that they throw far out. And of runs of the default on
-data of small scales, what those err by whose samples are said to be averages. Takes five minutes.
+data of small scales, what those err by whose samples are said to be averages; and of data far from the noise at T, how
+many are told. Takes six minutes.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 import warnings
 from collections import Counter
@@ -27,9 +29,11 @@ from torch import Tensor, nn
 
 import sgm_sde as sg
 from benchmarks import beds, command
+from sgm_sde.sampling.diagnosis import scales_at_T
 from sgm_sde.sampling.on_gaussians import misses_gaussians
 from sgm_sde.sampling.planning import plan
 from sgm_sde.sampling.resolution import UnresolvedWarning
+from sgm_sde.sampling.start import PriorWarning
 
 PROCESSES: dict[str, sg.LinearSDE] = {
     "VP": sg.VPSDE(),
@@ -532,6 +536,45 @@ def on_small_data(n: int = 64) -> list[str]:
     ]
 
 
+MEANS = (0.0, 1.0, 20.0, 100.0, 1e3, 1e4)
+STDS = (1e-2, 1.0, 30.0, 1e3)
+
+
+def beyond_the_noise(n: int = 64) -> list[str]:
+    """Gaussian data of many places and scales: by whether they are said to be more than noise at T, how far the law of
+    their samples is off; and right runs on data of the scales .001 and 1 that are told."""
+    told, silent = [], []
+    wide = {"Stable Diffusion": sg.DiscreteVPSDE(torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2), "CLD": sg.CLD()}
+    for sde, mean, std in itertools.product((*PROCESSES.values(), *wide.values()), MEANS, STDS):
+        on_cld = isinstance(sde, sg.CLD)
+        shape = (n, 2, 2) if on_cld else (n, 2)
+        options: dict[str, Any] = {"nfe": 30} if on_cld else {"solver": "dpm++2m", "grid": "log-snr", "nfe": 30}
+        score = sg.oracles.Gaussian(torch.full((2,), mean), std**2).score(sde)
+        signal, prior_std = scales_at_T(sde)
+        shrunk = 1 / math.hypot(1, signal * std / prior_std)
+        off = math.hypot(signal * mean / prior_std * shrunk, 1 - shrunk)
+        (told if _is_told(Case("", score, sde, shape, options)) else silent).append(off)
+
+    right = [case for case in itertools.chain(right_runs(SCALES[:2]), network_runs()) if not _is_slow(case)]
+    lines = ["| data that are more than noise at T | runs | least error | largest error |", "|---|--:|--:|--:|"]
+    named = (("told", told), ("without a word", silent))
+    lines += [f"| {name} | {len(found)} | {min(found):.2g} | {max(found):.2g} |" for name, found in named]
+    return [*lines, f"| of {len(right)} right runs, told | {sum(map(_is_told, right))} | | |", ""]
+
+
+def _is_slow(case: Case) -> bool:
+    """True for solvers that tell nothing more here."""
+    return case.options.get("solver") not in (None, "dpm++2m", "ancestral", "dopri5")
+
+
+def _is_told(case: Case) -> bool:
+    """True if a run is said to start from less than its data are at T."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sg.sample(case.score, case.sde, case.shape, seed=0, **case.options)
+    return any(w.category is PriorWarning for w in caught)
+
+
 def too_few() -> list[str]:
     """By solver, the most calls of some budgets with which it misses Gaussian data on every process, and on any."""
     lines = ["| named as it misses Gaussian data | up to, on every process | up to, on any |", "|---|--:|--:|"]
@@ -571,6 +614,7 @@ def main() -> None:
     lines += few_calls(oracles)
     lines += too_few()
     lines += on_small_data()
+    lines += beyond_the_noise()
     (args.out / "alarms.md").write_text("\n".join(lines) + "\n")
     sys.stdout.write("\n".join(lines) + "\n")
 
