@@ -1022,6 +1022,7 @@ def test_a_network_may_take_gradients_of_its_own(solver: str) -> None:
     assert torch.equal(run(solver, score_fn=guided).x, run(solver, score_fn=lambda x, t: -x).x)
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.start.PriorWarning")  # a score of data of any size
 def test_gradients_through_a_vanishing_score() -> None:
     """A corrector that does not move where the score is zero has a finite derivative there."""
     weight = torch.zeros((), dtype=F64, requires_grad=True)
