@@ -27,7 +27,7 @@ from sgm_sde._utils.shapes import cpu_float64
 from sgm_sde.engine.times import ROUNDING
 from sgm_sde.scores.guidance import Interval
 
-BUDGETS = (5, 8, 12, 20, 35, 50)
+BUDGETS = (4, 5, 6, 7, 8, 12, 20, 35, 50)
 SCALE = 7.5
 OTHERS = ("rectified2", "dpm++2m", "ddim")
 INTERVAL = (0.3, 5.0)

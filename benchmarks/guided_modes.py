@@ -4,10 +4,10 @@
 
 Modes of equal weight, a class each, with classifier-free guidance towards the sample's own; 16 noises, the error over
 the standard deviation of the samples against a tight solution of the guided flow, in geometric mean and worst over
-scales and processes. The first table is of the cells on which the grid of 6 and 7 calls was chosen, the second of
-others: means of another seed, other numbers of modes, dimensions, widths and scales. What guided scores take from 8
-calls on was chosen in `python -m benchmarks.guided_defaults`. The third table is of the network for digits that ships,
-beside two solvers of the literature; `--digits` prints it alone.
+scales and processes. The first table is of cells on which, with those of `python -m benchmarks.guided_defaults`, the
+default for guided scores was chosen, the second of others: means of another seed, other numbers of modes, dimensions,
+widths and scales. The third is of the network for digits that ships, beside two solvers of the literature; `--digits`
+prints it alone.
 """
 
 from __future__ import annotations

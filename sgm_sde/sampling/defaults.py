@@ -155,11 +155,11 @@ def settings(data_std: float = 1.0) -> tuple[Setting, ...]:
 
 
 def guided_settings(data_std: float = 1.0, jumps: Sequence[float] = ()) -> tuple[Setting, ...]:
-    """The settings for guided scores on data of a scale: below 6 calls, and from 6, 8, 16 and 30 calls on.
+    """The settings for guided scores on data of a scale: below 8 calls, and from 8 and 30 calls on.
 
-    Strong guidance makes the flow stiff, where correctors through many evaluations are not stable: more calls err more.
-    From 8 calls on these go through two evaluations and correct through three. Where the score jumps they start anew,
-    and the steps in between are shorter.
+    Strong guidance makes the flow stiff, where methods through many evaluations are not stable: more calls err more.
+    These go through one evaluation and correct through two below 8 calls, and through two and three from there on; from
+    30 on where the score jumps. There they start anew.
 
     Args:
         data_std: the scale.
@@ -170,20 +170,22 @@ def guided_settings(data_std: float = 1.0, jumps: Sequence[float] = ()) -> tuple
 
     Examples:
         >>> [setting.solver.nodes for setting in guided_settings()]
-        [3, 3, 2, 2, 2]
+        [1, 2, 2]
     """
     jumps = levels_of("jumps", jumps)
-    of_fewest, of_few, of_some = (setting.grid for setting in settings(data_std)[:3])
+    _, of_few, of_some, _ = (setting.grid for setting in settings(data_std))
     assert isinstance(of_few, Thinned) and isinstance(of_some, Thinned)
-    of_more = [replace(of_few, even=30.0), of_some, replace(of_some, even=45.0)]
-    if jumps:
-        of_more = [replace(of_some, even=100.0, clean=0.8)] * 3
+    stiff = replace(of_some, even=100.0, last=10.0, clean=0.8)
 
     # Without a centre: guided estimates are far from the mean of the data.
-    fewest = Setting(adams_near_noise(3, 3, data_std, final_nodes=FINAL_NODES), of_fewest)
-    few = Setting(_adams_far_out(3, 3, data_std), of_few)
-    more = (Setting(_adams_far_out(2, 3, data_std), rule) for rule in of_more)
-    return tuple(across(setting, jumps) for setting in (fewest, few, *more))
+    low = adams_near_noise(1, 2, data_std, lower_final=False, final_nodes=FINAL_NODES)
+    high = adams_near_noise(2, 3, data_std, final_nodes=FINAL_NODES)
+
+    if jumps:
+        chosen = [(low, stiff), (low, stiff), (high, stiff)]
+    else:
+        chosen = [(low, replace(of_few, even=30.0)), (high, stiff), (high, stiff)]
+    return tuple(across(Setting(solver, grid), jumps) for solver, grid in chosen)
 
 
 def _adams_far_out(nodes: int, corrector: int, data_std: float, centred_below: float | None = None) -> ExponentialAdams:
@@ -245,8 +247,8 @@ def with_room(setting: Setting, nfe: int) -> Setting:
 SETTINGS = settings()
 GUIDED = guided_settings()
 BOUNDS = (FEW, SOME, MANY)
-STIFF = 8  # calls from which on guided scores need few evaluations
-GUIDED_BOUNDS = (FEW, STIFF, SOME, MANY)
+STIFF = 8  # calls from which on guided scores are taken through two evaluations
+GUIDED_BOUNDS = (STIFF, MANY)
 
 
 def straight_adams(nodes: int, corrector: int | None = None) -> ExponentialAdams:
@@ -323,9 +325,10 @@ def default_setting(
     once, unless the end is given. All of it was chosen on half of the test beds of `python -m benchmarks.defaults`,
     which prints what it reaches on the other half, and on networks of other recipes.
 
-    Guidance makes the flow stiff: for a guided score it is from 8 calls on Adams' method through two evaluations,
-    corrected through three. Where the score jumps, at the ends of an interval of guidance, there are nodes, at which
-    the method starts anew. Chosen on half of the cells of `python -m benchmarks.guided_defaults`.
+    Guidance makes the flow stiff: for a guided score it is Adams' method through one evaluation, corrected through two,
+    and from 8 calls on through two and three. Where the score jumps, at the ends of an interval of guidance, there are
+    nodes, at which the method starts anew, and it goes through one up to 29 calls. Chosen on half of the cells of
+    `python -m benchmarks.guided_defaults`.
 
     Where a given time has no finite log-SNR (alpha = 0 or sigma = 0), the default is Adams' method in the coordinates
     of rectified flow on the process' own grid. For flows of coupled pairs it is that method with a corrector on

@@ -68,6 +68,15 @@ def test_more_calls_err_less_under_strong_guidance(sde: sg.LinearSDE) -> None:
     assert found[2] < 1e-3
 
 
+@pytest.mark.parametrize("sde", PROCESSES, ids=str)
+def test_few_calls_resolve_an_interval(sde: sg.LinearSDE) -> None:
+    score = guided(sde, INTERVAL, scale=3.0)
+    found = [error(score, nfe, None, INTERVAL) for nfe in (5, 8, 12)]
+    assert found[0] < 0.2
+    assert found[1] < 0.05
+    assert found[2] < 0.01
+
+
 def test_the_default_of_other_scores_is_not_stable_where_that_of_guided_ones_is() -> None:
     score = guided(PROCESSES[0])
     assert error(score, 50) < 1e-2
