@@ -184,7 +184,7 @@ def guided_settings(data_std: float = 1.0, jumps: Sequence[float] = ()) -> tuple
     if jumps:
         chosen = [(low, stiff), (low, stiff), (high, stiff)]
     else:
-        chosen = [(low, replace(of_few, even=30.0)), (high, stiff), (high, stiff)]
+        chosen = [(low, replace(of_few, even=30.0)), (high, stiff), (high, replace(of_some, even=45.0))]
     return tuple(across(Setting(solver, grid), jumps) for solver, grid in chosen)
 
 

@@ -18,5 +18,5 @@ def test_a_reference_has_its_nodes_where_the_guided_score_jumps() -> None:
 def test_a_row_has_the_mean_and_the_worst_of_the_beds() -> None:
     chosen = [guided_defaults.modes(Modes(0, 3, 2, 0.3, scale), (0.5, 4.0), "edm") for scale in (2.0, 8.0)]
     rows = list(guided_defaults.rows(chosen, lambda bed, nfe: [bed.score.scale, float(nfe)]))
-    assert rows[0] == "| 5 | 4, 8 | 5, 5 |"
+    assert rows[0] == "| 4 | 4, 8 | 4, 4 |"
     assert len(rows) == len(guided_defaults.BUDGETS)
