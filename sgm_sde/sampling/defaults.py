@@ -29,6 +29,7 @@ LINEAR_BELOW = 5.0
 NO_SIGNAL_GUIDED = 60.0
 LINEAR_GUIDED = 20.0
 CENTRED_BELOW = 10.0  # where the network's data estimate tells the mean of the data, and not its own errors
+CENTRED_GUIDED = 3.0  # where guidance has no longer thrown it out of the data
 FINAL_NODES = 3  # data estimates that a sample is made from below MANY calls
 # Where a process itself says that its data are not of about unit scale: factors between scale and noise levels.
 BELOW_START = 4.0
@@ -177,14 +178,14 @@ def guided_settings(data_std: float = 1.0, jumps: Sequence[float] = ()) -> tuple
     assert isinstance(of_few, Thinned) and isinstance(of_some, Thinned)
     stiff = replace(of_some, even=100.0, last=10.0, clean=0.8)
 
-    # Without a centre: guided estimates are far from the mean of the data.
-    low = adams_near_noise(1, 2, data_std, lower_final=False, final_nodes=FINAL_NODES)
-    high = adams_near_noise(2, 3, data_std, final_nodes=FINAL_NODES)
+    low = adams_near_noise(1, 2, data_std, centred_below=CENTRED_GUIDED, lower_final=False, final_nodes=FINAL_NODES)
+    some = adams_near_noise(2, 3, data_std, centred_below=CENTRED_GUIDED, final_nodes=FINAL_NODES)
+    many = adams_near_noise(2, 3, data_std, final_nodes=FINAL_NODES)
 
     if jumps:
-        chosen = [(low, stiff), (low, stiff), (high, stiff)]
+        chosen = [(low, stiff), (low, stiff), (many, stiff)]
     else:
-        chosen = [(low, replace(of_few, even=30.0)), (high, stiff), (high, replace(of_some, even=45.0))]
+        chosen = [(low, replace(of_few, even=30.0)), (some, stiff), (many, replace(of_some, even=45.0))]
     return tuple(across(Setting(solver, grid), jumps) for solver, grid in chosen)
 
 

@@ -77,6 +77,31 @@ def test_few_calls_resolve_an_interval(sde: sg.LinearSDE) -> None:
     assert found[2] < 0.01
 
 
+@pytest.mark.parametrize("sde", PROCESSES, ids=str)
+def test_guided_data_may_lie_far_from_0(sde: sg.LinearSDE) -> None:
+    """What two Gaussians around 20 give is what they give around 0, moved."""
+    place = 20.0
+    scale_in = lambda t: 1 / sde.alpha(t)  # noqa: E731
+    moved = sg.from_denoiser(
+        lambda x, level, y: place + network(x - place, level, y),
+        sde,
+        time_label=sg.time_labels.noise_level(sde),
+        input_scale=scale_in,
+    )
+    score = ClassifierFree(moved, 3.0, {"y": 1})
+    x = sde.prior_sample((8, 2), seed=0, dtype=F64)
+    kwargs = {"y": torch.zeros(8, dtype=torch.long)}
+    exact = sg.sample(score, sde, x_T=x, nfe=300, solver="dpm++3m", grid="log-snr", model_kwargs=kwargs).x
+
+    def off(nfe: int) -> float:
+        found = sg.sample(score, sde, x_T=x, nfe=nfe, model_kwargs=kwargs).x
+        return float((found - exact).square().mean().sqrt()) / NARROW
+
+    assert off(8) < 0.15
+    assert off(12) < 0.06
+    assert off(20) < 0.004
+
+
 def test_the_default_of_other_scores_is_not_stable_where_that_of_guided_ones_is() -> None:
     score = guided(PROCESSES[0])
     assert error(score, 50) < 1e-2
