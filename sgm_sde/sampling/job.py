@@ -24,7 +24,7 @@ from sgm_sde.sampling.diagnosis import Watch, size_of_start
 from sgm_sde.sampling.on_gaussians import is_unsuited
 from sgm_sde.sampling.parts import WatchInBlocks
 from sgm_sde.sampling.planning import StepArguments, final_update, table_of
-from sgm_sde.sampling.resolution import BEYOND_END, FEW_CALLS
+from sgm_sde.sampling.resolution import FEW_CALLS
 from sgm_sde.sampling.results import Continuation, SampleResult
 from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
 from sgm_sde.schemes.base import called
@@ -105,7 +105,7 @@ class Job:
 
     @property
     def last_level(self) -> float:
-        """The noise level of the call that makes the samples, 0 if caller, fit or process chose where it is."""
+        """The noise level of the call that makes the samples, 0 if caller or fit chose where it is."""
         if self.program is None or not self.ends_by_rule or not has_scalar_marginal(self.sde):
             return 0.0
         assert isinstance(self.solver, Solver)
@@ -118,8 +118,7 @@ class Job:
         elif not self.solver.ends_in_data:
             return 0.0
 
-        last, eps = self.sde.nodes((called[-1], self.sde.eps))
-        return last.noise_level if last.noise_level > BEYOND_END * eps.noise_level else 0.0
+        return self.sde.nodes((called[-1],))[0].noise_level
 
     @property
     def state_dtype(self) -> torch.dtype:

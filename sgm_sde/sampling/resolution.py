@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.units import FEW_NUMBERS
+from sgm_sde.processes.base import SDE
 
 __all__ = ["UnresolvedWarning"]
 
@@ -33,12 +34,13 @@ class UnresolvedWarning(UserWarning):
     """Samples vary by less than half the noise at the last network call, so that they are averages of the data."""
 
 
-def words_if_unresolved(samples: Tensor, level: float) -> str:
+def words_if_unresolved(samples: Tensor, level: float, sde: SDE) -> str:
     """Text of a warning if denoised samples (B, *) are averages of data, "" if not; of less than 16 nothing is known.
 
     Args:
         samples: the samples.
         level: sigma / alpha at the last network call.
+        sde: the process, whose end may be that call's.
     """
     if samples.is_meta or len(samples) < ENOUGH or not samples[0].numel():
         return ""
@@ -57,11 +59,20 @@ def words_if_unresolved(samples: Tensor, level: float) -> str:
     if not n or (n < of and of > FEW_NUMBERS):
         return ""
     which = "all numbers" if n == of else f"{n} of {of} numbers"
+    if level > BEYOND_END * sde.nodes((sde.eps,))[0].noise_level:
+        cure = (
+            "give more calls, what `pilot` finds, or, with nfe= as before, "
+            "solver=sg.defaults.default_setting(sde, nfe, data_std=...); data should be of one scale"
+        )
+    else:
+        cure = (
+            f"at eps={sde.eps:g} the process ends in more noise than they vary by, whatever the solver: bring them to "
+            f"about unit scale, or take a process with a smaller eps that the network was trained for"
+        )
     return (
         f"{which} of the samples vary by less than half the noise at the last network call, by "
         f"{float(std[averaged].min()):.2g} where sigma / alpha is {level:.2g}, so unless they hardly vary in the data "
-        f"they are averages of it: give more calls, what `pilot` finds, or, with nfe= as before, "
-        f"solver=sg.defaults.default_setting(sde, nfe, data_std=...); data should be of one scale"
+        f"they are averages of it: {cure}"
     )
 
 

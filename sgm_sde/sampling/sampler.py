@@ -209,7 +209,7 @@ def sample(
             result, category = run_adaptive(job, model, nfe, steps, recorded, execution)
         else:
             result, category = run_on_grid(job, model, recorded, execution)
-    if result.status.ok and (level := job.last_level) and (words := words_if_unresolved(result.x, level)):
+    if result.status.ok and (level := job.last_level) and (words := words_if_unresolved(result.x, level, sde)):
         warn(words, UnresolvedWarning)
     return _warned(result, category, sde, job.from_prior)
 

@@ -640,7 +640,7 @@ def test_other_processes_are_refused(calibrated: sg.calibration.Calibrations, ot
         ((8, 2), {"nfe": 0}, ValueError, "nfe"),
         ((8, 2), {"time_limit": -1.0}, ValueError, "time_limit"),
         ((8, 2), {"nfe": 49}, ValueError, "nfe must be 48 at most, .* got 49"),
-        ((8, 2), {"nfe": (4, 60)}, ValueError, r"nfe must be 48 at most, .* got \(4, 60\)"),
+        ((8, 2), {"nfe": (4, 60)}, ValueError, "nfe must be 48 at most, .* got 60"),
         ((8, 2), {"dtype": "float32"}, TypeError, "dtype must be a floating-point torch.dtype, got 'float32'"),
         ((8, 2), {"reference_nfe": 2}, ValueError, "reference_nfe"),
         ((8, 2), {"batch_size": 0}, ValueError, "batch"),

@@ -339,6 +339,7 @@ def test_a_sample_is_what_it_is_alone(name: str) -> None:
         assert int(alone.control.evaluations[0]) == int(everyone.control.evaluations[i])
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.start.PriorWarning")  # a network of no data
 @pytest.mark.parametrize("solver", ["dopri5", sg.schemes.GGF(rtol=0.1, atol=0.02)], ids=case_id)
 def test_with_a_network_of_other_rounding(solver: Any) -> None:
     """A convolutional network in float32 rounds by batch size: samples agree to that rounding, not to the tolerance."""

@@ -744,7 +744,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "a scale that is no number": (["sample", "-n", "2", "--guidance", "nan"], "guidance must be finite, .* got nan"),
     "guidance without classes": (
         ["sample", "-n", "2", "--guidance", "2", "--labels", "none"],
-        "--guidance=2 is towards classes, and --labels=None names none of the model 'digits'",
+        "--guidance=2 is towards classes, and --labels=none names none of the model 'digits'",
     ),
     "no classes": (["sample", "-n", "2", "--labels", ","], "--labels must be all, none, or classes .* got ','"),
     "no solvers": (["bench", "--solvers", ","], "argument --solvers: names with commas between, got ','"),

@@ -58,6 +58,17 @@ def test_runs_that_are_not_told(scale: float, options: dict[str, Any]) -> None:
     sg.sample(score_of(scale, 3.0), VP, **({"shape": (64, 1), "seed": 0} | options))
 
 
+@pytest.mark.parametrize("options", [{"nfe": 50}, {"nfe": 100}, {"nfe": 50, "solver": "dpm++2m"}], ids=case_id)
+@pytest.mark.parametrize("sde", [VP, sg.EDMSDE(), sg.RectifiedFlowSDE()], ids=str)
+def test_a_number_narrower_than_the_noise_at_eps(sde: sg.LinearSDE, options: dict[str, Any]) -> None:
+    """No solver resolves it: N(0, S^2) comes back as S^2 / s, a fifth of S."""
+    end = sde.nodes((sde.eps,))[0].noise_level
+    score = sg.oracles.Gaussian(torch.zeros(2), torch.diag(torch.tensor([1.0, (end / 5) ** 2]))).score(sde)
+    with pytest.warns(UnresolvedWarning, match=rf"at eps={sde.eps:g} the process ends in more"):
+        found = sg.sample(score, sde, (64, 2), seed=0, **options)
+    assert float(found.x[:, 1].std()) < 0.3 * end / 5
+
+
 LINE = torch.linspace(-1, 1, 65)[:, None]  # of standard deviation .591
 CURVE = 1.75 * LINE**2
 BENT = 2.5 * LINE**3 - 1.5 * LINE
@@ -86,7 +97,7 @@ BENT = 2.5 * LINE**3 - 1.5 * LINE
 )
 def test_numbers_beside_the_noise(x: Tensor, level: float, words: str | None) -> None:
     """Of few numbers each, of many all must vary by half the noise; constants and sums of others are meant."""
-    found = words_if_unresolved(x, level)
+    found = words_if_unresolved(x, level, VP)
     assert re.search(words, found) if words else not found
 
 

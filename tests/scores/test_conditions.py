@@ -117,6 +117,7 @@ def nested_kwargs(batch: int) -> dict[str, Any]:
 NULL = {"ctx": 0.5, "added": {"embeds": torch.tensor([0.25, 0.0])}, "residuals": 0.0}
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.start.PriorWarning")  # a network of no data
 @pytest.mark.parametrize("batch", [2, 3, 4])
 @pytest.mark.parametrize("solver", ["ddim", "dopri5"])
 def test_guidance_walks_nested_conditions(batch: int, solver: str) -> None:

@@ -171,6 +171,7 @@ LABELS: dict[str, tuple[sg.LinearSDE, time_labels.TimeLabel | None, tuple[float,
 }
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.start.PriorWarning")  # a network of no data
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
 @pytest.mark.parametrize("case", LABELS)
 def test_time_labels(case: str, dtype: torch.dtype) -> None:
@@ -219,6 +220,7 @@ def test_the_discrete_ladder_of_score_sde_is_visited_once() -> None:
 # --- prior -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.start.PriorWarning")  # a network of no data
 @pytest.mark.parametrize("process", LINEAR)
 @pytest.mark.parametrize("fraction", [0.3, 0.7, 1.0])
 def test_initial_noise_has_the_scale_of_its_time(process: str, fraction: float) -> None:
