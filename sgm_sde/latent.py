@@ -403,7 +403,7 @@ class MixedNoise(nn.Module):
         self.time_label = time_label
         self.logit = nn.Parameter(torch.full(sizes("shape", shape), logit))
 
-    def forward(self, z: Tensor, t: Tensor, **kwargs: object) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor, /, **kwargs: object) -> Tensor:
         """The noise at latents z (B, *) and times t (B,)."""
         alpha = self.sde.alpha(t)
         sigma = self.sde.sigma(t)

@@ -125,13 +125,13 @@ def arguments(option: str, value: object) -> dict[str, object]:
     """Arguments of a network by their names; none for None.
 
     Raises:
-        TypeError: for anything but a mapping whose keys are names, and for the state and the time, which come first.
+        TypeError: for anything but a mapping whose keys are names, and for `self`, the state and the time, which come first.
     """
     if value is None:
         return {}
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise TypeError(f"{option} must map names to arguments of the network, got {described(value)}")
-    if taken := value.keys() & {"x", "t"}:
+    if taken := value.keys() & {"self", "x", "t"}:
         raise TypeError(
             f"{option} must not have {', '.join(sorted(taken))}: a network is called with state and time first"
         )

@@ -177,7 +177,7 @@ class _Keyword(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor, label: Tensor, **kwargs: object) -> object:
+    def forward(self, x: Tensor, label: Tensor, /, **kwargs: object) -> object:
         return self.model(x, timestep=label, **kwargs)
 
 
@@ -193,7 +193,7 @@ class _EDMPreconditioned(nn.Module):
         self.sign = sign
         self.output = output
 
-    def forward(self, x: Tensor, sigma: Tensor, **kwargs: object) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, /, **kwargs: object) -> Tensor:
         level = expand(sigma.to(x.dtype), x)
         total = (level**2 + self.sigma_data**2).sqrt()
         F = self.output(self.model(x / total, sigma.log() / 4, **kwargs), x)

@@ -38,7 +38,7 @@ class _Changed(nn.Module, Generic[Output]):
         self.model = model
         self.change = change
 
-    def forward(self, x: Tensor, label: Tensor, **kwargs: object) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor, /, **kwargs: object) -> Tensor:
         return self.change(self.model(x, label, **kwargs), x)
 
 
@@ -49,7 +49,7 @@ class _ChangedFunction(Generic[Output]):
     model: Callable[..., Output]
     change: Callable[[Output, Tensor], Tensor]
 
-    def __call__(self, x: Tensor, label: Tensor, **kwargs: object) -> Tensor:
+    def __call__(self, x: Tensor, label: Tensor, /, **kwargs: object) -> Tensor:
         return self.change(self.model(x, label, **kwargs), x)
 
 

@@ -318,7 +318,7 @@ class _Remembering(Score):
         return self._score.network_evals(t)
 
     @outside_inference_mode
-    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, /, **kwargs: object) -> Tensor:
         """The score's own output."""
         self.last = Linearised(lambda x: self._score.output(x, t, **kwargs), x)
         return self.last.value

@@ -126,7 +126,7 @@ class PosteriorScore(Score, ABC):
         return other
 
     @outside_inference_mode
-    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, /, **kwargs: object) -> Tensor:
         """The posterior mean of the data at x (B, *) and t (B,)."""
         rows = bare(kwargs.pop(ROWS, None))
         if isinstance(rows, Tensor):

@@ -203,7 +203,7 @@ class LearnedVariance(nn.Module):
         self.net = net
         self.fraction: Tensor | None = None
 
-    def forward(self, x: Tensor, label: Tensor, **kwargs: object) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor, /, **kwargs: object) -> Tensor:
         """The prediction (B, C, *); v is kept in `fraction` until the next call."""
         out = self.net(x, label, **kwargs)
         if out.shape != (len(x), 2 * x.shape[1], *x.shape[2:]):

@@ -118,11 +118,24 @@ def warn_of_codes(result: FlowResult) -> None:
 
 def _warn_of_first(result: LogProbResult | FlowResult, error: Tensor, unit: str) -> None:
     """Warn of the samples whose error (B,) in a unit did not come down to the tolerance, with that of the first."""
+    tolerance = getattr(result.method, "atol", None) or MOST_ERROR
     for i in result.unresolved[:1]:
+        said = apart(float(error[i]), tolerance)
         warn(
-            f"{result.status}; the error of sample {i} is {float(error[i]):.2g} {unit}, result.unresolved names them",
+            f"{result.status}; the error of sample {i} is {said} {unit}, result.unresolved names them",
             LikelihoodWarning,
         )
+
+
+def apart(value: float, other: float) -> str:
+    """A number in the fewest digits, two at least, that tell it from another one.
+
+    Examples:
+        >>> apart(0.012345, 1e-4), apart(1.0042e-4, 1e-4)
+        ('0.012', '0.0001004')
+    """
+    written = [f"{value:.{digits}g}" for digits in range(2, 18)]
+    return next((each for each in written if float(each) != other), written[0])
 
 
 OnOutput = Callable[..., None]

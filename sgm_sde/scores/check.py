@@ -66,7 +66,7 @@ BY_PREDICTION = 0.9
 BY_LABEL = 0.97
 BY_SCALE = 0.993
 ALIKE = 1.03  # readings within this factor are the same
-CERTAIN = 3.5  # standard errors over data, from which on a difference is more than chance among some 300 readings
+CERTAIN = 3.5  # standard errors over data, from which on a difference is more than chance among some 400 readings
 ELSEWHERE = 1.0  # standard deviations of the data, from which on a network's own are elsewhere
 OTHER_SCALE = 1.5  # or times their scale
 OWN_CALLS = 32  # for samples of its own
@@ -83,6 +83,8 @@ CONSTRUCTORS = {
     "flow": "from_flow(net, ...)",
     "score": "from_score(net, ...)",
     "-noise": "from_noise(lambda x, t: -net(x, t), ...)",
+    "-data": "from_denoiser(lambda x, t: -net(x, t), ...)",
+    "-v": "from_v(lambda x, t: -net(x, t), ...)",
     "-flow": "from_flow(lambda x, t: -net(x, t), ...)",
     "-score": "from_score(lambda x, t: -net(x, t), ...)",
 }

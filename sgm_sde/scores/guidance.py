@@ -272,7 +272,7 @@ class Extrapolation(GuidedScore):
     def _predictions(self, x: Tensor, t: Tensor, kwargs: Arguments, main: bool, reference: bool) -> list[Tensor]:
         """The requested ones of main and reference prediction, in this order."""
 
-    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, /, **kwargs: object) -> Tensor:
         """The guided prediction at x (B, *) and t (B,)."""
         w, *asked = self._wanted(t)
         wanted = self._predictions(x, t, kwargs, *asked)
@@ -510,7 +510,7 @@ class Classifier(GuidedScore):
         """Samples that the score's network sees in a call at t (B,); those of the classifier are not counted."""
         return self.parts[0].network_evals(t)
 
-    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, /, **kwargs: object) -> Tensor:
         """The guided prediction at x (B, *) and t (B,)."""
         given = {name: bare(_condition(name, kwargs)) for name in self.condition}
         own = kwargs if self.shared else {name: value for name, value in kwargs.items() if name not in given}
@@ -612,7 +612,7 @@ class Rescaled(_AroundGuidance):
         super().__init__(guided)
         self.strength = number("strength", strength, least=0, most=1)
 
-    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, /, **kwargs: object) -> Tensor:
         """The rescaled prediction at x (B, *) and t (B,)."""
         main, reference, w = self._both(x, t, kwargs)
         out = _extrapolated(main, reference, w, x)
@@ -655,7 +655,7 @@ class APG(_AroundGuidance):
         self.eta = number("eta", eta, least=0, most=1)
         self.norm = None if norm is None else number("norm", norm, above=0)
 
-    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, /, **kwargs: object) -> Tensor:
         """The guided prediction at x (B, *) and t (B,)."""
         main, reference, w = self._both(x, t, kwargs)
         D_c = self.convert("data", x, t, main)
@@ -721,7 +721,7 @@ class Weakened(_Around):
             return score.parts[0].network_evals(t) + score.parts[-1].network_evals(t) + weak.network_evals(t)
         return score.network_evals(t) + weak.network_evals(t)
 
-    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, /, **kwargs: object) -> Tensor:
         """The guided prediction at x (B, *) and t (B,)."""
         score, weak = self.parts
         s, wanted = self._wanted(t)
@@ -775,7 +775,7 @@ class Thresholded(_Around):
             raise ValueError(f"most={most} bounds a dynamic threshold: give a percentile")
         self.most = None if most is None else number("most", most, least=self.limit, most=FAR)
 
-    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, /, **kwargs: object) -> Tensor:
         """The prediction of the clipped data estimate at x (B, *) and t (B,)."""
         D = self.parts[0].predict("data", x, t, **kwargs)
         return self._back(in_range(D, self.limit, self.percentile, self.most), x, t)

@@ -50,7 +50,7 @@ class VelocityScore(Score):
     def _with(self, net: Network, dtype: torch.dtype | None) -> Score:
         return VelocityScore(net, self.sde, self.prediction, mixed=self.mixed, time_label=self.time_label, dtype=dtype)
 
-    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, /, **kwargs: object) -> Tensor:
         """The network's output at x (B, k, *) and t (B,), zeros in the place of the other blocks."""
         out = super().output(self.sde.require_state(x), t, **kwargs).to(x.dtype)
         if self.mixed is not None:  # add the noise of Gaussian data
@@ -79,7 +79,7 @@ class DenoiserScore(Score):
     def _with(self, net: Network, dtype: torch.dtype | None) -> Score:
         return DenoiserScore(net, self.sde, time_label=self.time_label, dtype=dtype)
 
-    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, /, **kwargs: object) -> Tensor:
         """The data's estimate at x (B, k, *) and t (B,), zeros in the place of the other blocks."""
         weights, level = self.sde.observation(double(t))
         y = apply(weights[:, None], self.sde.require_state(x))[:, 0]

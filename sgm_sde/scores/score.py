@@ -229,7 +229,7 @@ class Score(Value, ReachesNetwork):
         """Samples that the network sees in a call at t (B,)."""
         return t.shape[0] * self.branches
 
-    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, /, **kwargs: object) -> Tensor:
         """The network's own output at x (B, *) and t (B,), as it returns it; its type and shape are checked.
 
         Raises:
@@ -276,7 +276,7 @@ class Score(Value, ReachesNetwork):
         """Shape of the network's output for an input x."""
         return x.shape
 
-    def predict(self, target: str, x: Tensor, t: Time, **kwargs: object) -> Tensor:
+    def predict(self, target: str, x: Tensor, t: Time, /, **kwargs: object) -> Tensor:
         """A prediction (see `sgm_sde.processes.predictions`) at x (B, *) and t, () or (B,)."""
         if target == "score":
             require_score(self, "this call")

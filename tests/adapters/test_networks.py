@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import sgm_sde as sg
 from benchmarks import peers
 from sgm_sde.adapters import from_azula, from_diffusers, from_edm, from_flow_matching, from_score_sde
+from sgm_sde.likelihood import LearnedVariance
 from tests.adapters.cases import DDPM, network, noise
 from tests.helpers import F64, Recorder
 
@@ -333,6 +334,27 @@ def test_flow_matching_in_both_directions() -> None:
         x = x + (s - t) * net(x, torch.full((2,), 10 * t, dtype=F64))
     euler_steps = sg.sample(forth, sde, x_T=noise(), solver="ddim", grid=[0.999, 0.5, 0.001], final="none").x
     assert distance(euler_steps, x.detach()) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["label", "model", "change", "sigma", "z", "target", "score", "kwargs"])
+def test_conditions_of_any_name(name: str) -> None:
+    """No argument of a wrapper is in the way of one of the network's."""
+
+    def net(a: Tensor, b: Tensor, /, **condition: Tensor) -> Tensor:
+        return a * condition[name][:, None]
+
+    turned, _ = from_flow_matching(net, from_noise=True)
+    plain = from_flow_matching(lambda a, b: a * torch.tensor([0.5, 0.25])[:, None], from_noise=True)[0]
+    learned = sg.from_noise(LearnedVariance(doubled(net)), sg.VPSDE())
+    x, t, condition = torch.ones(2, 2), torch.full((2,), 0.5), {name: torch.tensor([0.5, 0.25])}
+    expected = plain.predict("data", x, t)
+    assert torch.equal(turned.predict("data", x, t, **condition), expected)
+    assert torch.equal(sg.guidance.Thresholded(turned, 9.0).predict("data", x, t, **condition), expected)
+    assert torch.equal(learned.output(x, t, **condition), x * condition[name][:, None])
+
+
+def doubled(net: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda x, t, /, **kwargs: torch.cat([net(x, t, **kwargs)] * 2, 1)
 
 
 @pytest.mark.parametrize(

@@ -60,11 +60,29 @@ def test_what_a_network_is_passes(process: str, prediction: str) -> None:
             "from_flow(lambda x, t: -net(x, t), sde, time_label=...)",
         ),
         (
+            sg.from_v(lambda x, t: -by_index("v")(x, t), SDE, time_label=LABEL),
+            "from_v(lambda x, t: -net(x, t), sde, time_label=...)",
+        ),
+        (
+            sg.from_noise(lambda x, t: -by_index("data")(x, t), SDE, time_label=LABEL),
+            "from_denoiser(lambda x, t: -net(x, t), sde, time_label=...)",
+        ),
+        (
             sg.from_noise(lambda x, t: 0 * x, SDE),
             "says less of these data than a Gaussian fitted to them:\nsigma/alpha",
         ),
     ],
-    ids=["label", "noise as v", "v as noise", "data as noise without a label", "noise as score", "sign", "no reading"],
+    ids=[
+        "label",
+        "noise as v",
+        "v as noise",
+        "data as noise without a label",
+        "noise as score",
+        "sign",
+        "sign of v",
+        "sign of data",
+        "no reading",
+    ],
 )
 def test_what_a_network_is_not_is_said(score: sg.Score, said: str) -> None:
     """The constructor and the options that the network was made for, of those that literature has."""
