@@ -125,7 +125,8 @@ def arguments(option: str, value: object) -> dict[str, object]:
     """Arguments of a network by their names; none for None.
 
     Raises:
-        TypeError: for anything but a mapping whose keys are names, and for `self`, the state and the time, which come first.
+        TypeError: for anything but a mapping whose keys are names, and for `self`, the state and the time: these come
+            first.
     """
     if value is None:
         return {}
