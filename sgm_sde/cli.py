@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _warnings_as_lines():
             return COMMANDS[args.command].run(args)
     except (ImportError, OSError, TypeError, ValueError) as error:
-        parser.exit(2, f"sgm-sde: {_as_typed(str(error), args)}\n")
+        parser.exit(2, f"sgm-sde: {_as_typed(str(error), args)}{_with_conditions(error)}\n")
     except KeyboardInterrupt:
         parser.exit(130, "sgm-sde: interrupted\n")
 
@@ -78,6 +78,17 @@ def _as_typed(message: str, args: argparse.Namespace) -> str:
 
     message = re.sub(rf"^({names})\b(?:\[\d+\])?|(?<![\w.-])({names})(?:(=None\b)|(?==))", typed, message)
     return message.replace("solvers() has", "`sgm-sde solvers` has")
+
+
+def _with_conditions(error: Exception) -> str:
+    """The way to give a network the argument it lacks, as the end of its error message; empty for other errors."""
+    of_network = any("called the network" in note for note in getattr(error, "__notes__", ()))
+    if not of_network or not re.search(r"missing \d+ required", str(error)):
+        return ""
+    return (
+        ": classes go to a network as y where the factory returns a models.Model(..., n_classes=...), and other "
+        "conditions are fixed in it, by from_noise(lambda x, t: net(x, t, condition), sde)"
+    )
 
 
 @contextmanager

@@ -53,6 +53,6 @@ def require_gradient(value: Tensor, what: str, hint: str) -> None:
     """Raise ValueError unless the value has a graph."""
     if not value.requires_grad:
         raise ValueError(
-            f"{what} gives no gradient with respect to x, which is needed here: it runs under no_grad or detaches its "
-            f"input or output. {hint}"
+            f"{what} gives no gradient with respect to x, which is needed here: it runs under no_grad, detaches its "
+            f"input or output, or takes a gradient itself without create_graph=True. {hint}"
         )

@@ -115,7 +115,10 @@ class StepArguments:
         others = {"nfe": self.nfe, "steps": self.steps, "t_start": self.t_start, "t_end": self.t_end}
         for name, value in others.items():
             if value is not None:
-                raise ValueError(f"{name}={value} does not go with a grid of given times; give a grid rule instead")
+                raise ValueError(
+                    f"{name}={value} does not go with a grid of given times, which say it: leave {name}= out, or give "
+                    f"a grid rule"
+                )
         return grid.on(sde, denoised=denoise)
 
     def _placed(

@@ -354,11 +354,21 @@ def _call_in_words(error: Exception, x: Tensor, label: Tensor, kwargs: Mapping[s
     hints = ["`time_label=` says what it gets as time: indices of a table by sgm_sde.time_labels.ddpm(n, integer=True)"]
 
     said = str(error)
+    if "does not require grad" in said:
+        hints = [
+            "calls run without gradients: a network that takes one itself, as of an energy, does so in "
+            "`with torch.enable_grad():` at x.detach().requires_grad_()"
+        ]
+    of_table = _indices(label, kwargs) if isinstance(error, IndexError) else ""
+    if of_table:
+        hints.append(f"a table of n rows has indices from 0 to n - 1, and it got {of_table}")
+    if missing := re.search(r"missing \d+ required .* arguments?: (.*)", said):
+        hints.append(f"model_kwargs= is what it gets besides, here of the name {missing[1]}")
     if isinstance(error, TypeError) and re.search("positional arg|keyword-only|multiple values", said):
         hints.append(
             "a network of another form goes in a function: lambda x, t: net(t, x), lambda x, t: net(x, sigma=t)"
         )
-    if re.search("dtype|scalar type|bias type|weight type", said):
+    if re.search("dtype|scalar type|bias type|weight type", said) and "indices" not in said:
         hints.append("dtype= of from_noise and its siblings casts x to the dtype of the network's weights")
 
     plain = [name for name, value in kwargs.items() if isinstance(value, int | float | list | tuple)]
@@ -366,6 +376,17 @@ def _call_in_words(error: Exception, x: Tensor, label: Tensor, kwargs: Mapping[s
         names = ", ".join(plain)
         hints.append(f"numbers and lists in model_kwargs are passed on as they are, here {names}: give tensors")
     return f"{CALLED} with {given}, state and time by position; {'; '.join(hints)}"
+
+
+def _indices(label: Tensor, kwargs: Mapping[str, object]) -> str:
+    """The ranges of the integers that a network got, by their names; empty without any."""
+    given = {"time labels": label, **kwargs}
+    integers = {
+        name: value
+        for name, value in given.items()
+        if isinstance(value, Tensor) and value.numel() and value.dtype == torch.int64
+    }
+    return ", ".join(f"{name} from {int(value.min())} to {int(value.max())}" for name, value in integers.items())
 
 
 def _kind(value: object) -> str:

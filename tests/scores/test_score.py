@@ -497,6 +497,26 @@ class Sized(nn.Module):
         return self.linear(x) if y is None else x + self.classes(y)
 
 
+def gradient(x: Tensor) -> Tensor:
+    """Of an energy, where gradients are on."""
+    return torch.autograd.grad(x.square().sum(), x)[0]
+
+
+def test_an_energy_s_gradient_is_a_network_where_gradients_are_on() -> None:
+    """As the advice says, and in likelihoods by a graph."""
+    sde = sg.VPSDE()
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return gradient(x.detach().requires_grad_())
+
+    energy, plain = sg.from_noise(net, sde), sg.from_noise(lambda x, t: 2 * x, sde)
+    a, b = (sg.sample(score, sde, x_T=torch.full((2, 2), 0.1), nfe=4).x for score in (energy, plain))
+    assert torch.equal(a, b)
+    with pytest.raises(ValueError, match="takes a gradient itself without create_graph=True"):
+        sg.log_prob(energy, sde, torch.zeros(2, 2))
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
 @pytest.mark.parametrize(
     ("net", "kwargs", "said"),
@@ -506,13 +526,22 @@ class Sized(nn.Module):
         (lambda x, t, y: Sized()(x, t, y), {"y": 1}, "are passed on as they are, here y: give tensors"),
         (lambda x, *, sigma: x, {}, "lambda x, t: net(x, sigma=t)"),
         (lambda t, x: x + nn.Linear(1, 2)(t[:, None]), {}, "state and time by position"),
+        (lambda x, t, y: x, {}, "model_kwargs= is what it gets besides, here of the name 'y'"),
+        (lambda x, t: gradient(x.requires_grad_()), {}, "`with torch.enable_grad():` at x.detach().requires_grad_()"),
+        (lambda x, t, y: Sized()(x, t, y), {"y": torch.tensor([0, 4, 1])}, "it got y from 0 to 4"),
+        (lambda x, t, y: Sized()(x, t, y), {"y": torch.rand(3)}, "y (3,) of float32"),
+        (lambda x, t: Sized()(x, t, (1000 * t).long()), {}, "a table by sgm_sde.time_labels.ddpm(n, integer=True)"),
     ],
-    ids=["weights in double", "list", "int", "time by name", "time first"],
+    ids=[
+        *("weights in double", "list", "int", "time by name", "time first", "no condition", "energy"),
+        *("class beyond the table", "class of floats", "time beyond the table"),
+    ],
 )
 def test_what_is_wrong_with_a_call_is_said(net: Any, kwargs: dict[str, object], said: str) -> None:
     """Beside the network's own error."""
     score = sg.from_noise(net, sg.VPSDE())
-    with pytest.raises((RuntimeError, TypeError)) as error:
+    with pytest.raises((RuntimeError, TypeError, IndexError)) as error:
         sg.sample(score, score.sde, (3, 2), nfe=2, seed=0, model_kwargs=kwargs)
     (note,) = error.value.__notes__
     assert said in note
+    assert ("time_label=" in note) is ("enable_grad" not in note)
