@@ -369,19 +369,20 @@ FUNCTIONS: dict[str, Callable[..., object]] = {
     "bench": lambda **options: sg.bench.bench("digits", "nowhere", **options),
     "sample": lambda **options: sg.sample(SCORE, VP, (2, 2), **options),
 }
+OF_SCORES = [name for name in FUNCTIONS if name not in ("stepper", "bench")]
 ELSEWHERE = [
     ("log_prob", "device", "states on that device"),
     ("encode", "num_steps", r"method=, such as sg.likelihood.FixedGrid\(100\)"),
     ("decode", "steps", r"method=, such as sg.likelihood.FixedGrid\(100\)"),
     ("bits_per_dim", "n_probes", r"trace=, such as sg.likelihood.Hutchinson\(16\)"),
     ("log_prob", "batch", "batch_size="),
-    ("joint_log_prob", "rtol", "method=, such as sg.likelihood.AdaptiveFlow"),
+    ("joint_log_prob", "rtol", r"method=sg.likelihood.FixedGrid\(atol=..., rtol=...\)"),
     ("elbo", "device", "data on that device"),
     ("pilot", "steps", "nfe=, a budget of network calls"),
     ("calibrate", "n_samples", "shape=, with the number of noises first"),
     ("bench", "batch", "run="),
-    *((name, "guidance_scale", "the score guided in place of the score") for name in FUNCTIONS),
-    *((name, "class_labels", r"model_kwargs=\{\.\.\.\}") for name in FUNCTIONS),
+    *((name, "guidance_scale", "the score guided in place of the score") for name in OF_SCORES),
+    *((name, "class_labels", r"model_kwargs=\{\.\.\.\}") for name in OF_SCORES),
 ]
 
 

@@ -16,6 +16,8 @@ STEPS = "num_steps", "n_steps", "num_inference_steps", "sampling_steps", "sample
 SAMPLES = "batch", "n", "n_samples", "num_samples"
 STATES = "latents", "x_init", "init", "x"
 SOLVERS = "sampler", "method", "scheduler"
+CONDITIONS = "y", "labels", "class_labels", "cond", "context"
+GUIDANCE = "guidance_scale", "cfg_scale"
 PROBES = "n_probes", "num_probes", "probes", "hutchinson"
 TOLERANCES = "rtol", "atol", "tol", "tolerance"
 
@@ -26,9 +28,9 @@ def instead_of(names: Iterable[str], words: str) -> dict[str, str]:
 
 
 OF_NETWORKS = {
-    **instead_of(("y", "labels", "class_labels", "cond", "context"), "model_kwargs={...}, by the network's own name"),
+    **instead_of(CONDITIONS, "model_kwargs={...}, by the network's own name"),
     **instead_of(
-        ("guidance_scale", "cfg_scale"),
+        GUIDANCE,
         "the score guided in place of the score: guidance.ClassifierFree(score, scale=...)",
     ),
 }
@@ -42,16 +44,21 @@ OF_FLOWS = OF_NETWORKS | {
     "dtype": "states of that dtype",
 }
 OF_TRACES = OF_FLOWS | instead_of(PROBES, "trace=, such as sg.likelihood.Hutchinson(16)")
+OF_JOINT_TRACES = OF_TRACES | {
+    **instead_of(("sampler", "scheduler", "solver"), "method=, such as sg.likelihood.FixedGrid(100)"),
+    **instead_of(TOLERANCES, "method=sg.likelihood.FixedGrid(atol=..., rtol=...)"),
+}
 OF_DENSITIES = OF_TRACES | instead_of(SAMPLES, "batch_size=, the largest number of rows at a time")
 OF_BOUNDS = OF_NETWORKS | {
     **instead_of(SAMPLES, "fewer data at a time"),
     "device": "data on that device, and a network there",
 }
-OF_RUNS = OF_NETWORKS | {
+OF_RUNS = {
     **instead_of(STEPS, "nfe=, the number of network calls, or steps="),
     **instead_of(SOLVERS, "solver="),
 }
-OF_BENCHES = OF_NETWORKS | {
+OF_MODELS = instead_of(CONDITIONS, "labels=") | instead_of(GUIDANCE, "guidance=")
+OF_BENCHES = {
     **instead_of((*STEPS, "steps"), "nfe=, a list of budgets of network calls"),
     **instead_of((*SOLVERS, "solver"), "solvers=[...]"),
     **instead_of(("batch", "device", "threads", "progress"), "run=sg.bench.RunOptions(...), which has it"),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode
 from sgm_sde._utils.checks import described, instance_of, keywords, known_arguments
-from sgm_sde._utils.elsewhere import OF_TRACES, named_elsewhere
+from sgm_sde._utils.elsewhere import OF_JOINT_TRACES, named_elsewhere
 from sgm_sde._utils.shapes import cpu_float64, dot
 from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.executor import execute
@@ -94,7 +94,7 @@ class _JointFlow(NodeByNode):
 
 
 @outside_inference_mode
-@named_elsewhere(OF_TRACES)
+@named_elsewhere(OF_JOINT_TRACES)
 def joint_log_prob(
     score_fn: ScoreFn,
     sde: MatrixSDE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,9 +38,6 @@ from sgm_sde.likelihood.problem import FLAT, Problem, Solution
 from sgm_sde.processes.linear import LinearNode
 from sgm_sde.processes.predictions import Marginal, Scalars, convert
 from sgm_sde.schemes.tableaus import DOPRI5
-
-if TYPE_CHECKING:
-    pass
 
 CALLS_A_STEP = 6
 ATTEMPTS = 10_000  # of a sample at most

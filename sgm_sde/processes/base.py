@@ -66,8 +66,12 @@ class Missing(TypeError):
     """A formula asks for a coefficient that the process does not have; whoever knows the formula names it."""
 
     def __init__(self, needs: str, what: str = "this") -> None:
-        super().__init__(f"{what} needs {needs}")
+        super().__init__(needs, what)
         self.needs = needs
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.what} needs {self.needs}"
 
     def of(self, what: str) -> Missing:
         """The same error of a formula that is known by a name."""

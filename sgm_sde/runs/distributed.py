@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import FAR, check_integer, described, listed, number, range_of
-from sgm_sde._utils.elsewhere import OF_RUNS, named_elsewhere
+from sgm_sde._utils.elsewhere import OF_MODELS, OF_RUNS, named_elsewhere
 from sgm_sde._utils.files import JsonMapping, JsonObject, readable
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.noise import SampleSeeds, one_seed, resolve_seeds
@@ -99,7 +99,7 @@ class Report:
         return f"{self.folder}: {self.n} in {self.batches} batches{before}; {self.seconds:.1f} s"
 
 
-@named_elsewhere(OF_RUNS)
+@named_elsewhere(OF_RUNS | OF_MODELS)
 def sample(
     model: Model | str,
     n: int,

@@ -25,9 +25,9 @@ SIGMA_DATA = 0.7  # between that of images, 0.5, and that of VP's velocity
 # second, noises that it takes far out of the data are still on their way, and follow polynomials in the noise level.
 NO_SIGNAL_ABOVE = 40.0
 LINEAR_BELOW = 5.0
-# The same for the long steps of 6 to 29 calls, where strong guidance throws samples far out.
-NO_SIGNAL_GUIDED = 60.0
-LINEAR_GUIDED = 20.0
+# The same for the long steps of 6 to 29 calls, which take single noises further out.
+NO_SIGNAL_FAR_OUT = 60.0
+LINEAR_FAR_OUT = 20.0
 CENTRED_BELOW = 10.0  # where the network's data estimate tells the mean of the data, and not its own errors
 CENTRED_GUIDED = 3.0  # where guidance has no longer thrown it out of the data
 FINAL_NODES = 3  # data estimates that a sample is made from below MANY calls
@@ -145,7 +145,7 @@ def settings(data_std: float = 1.0) -> tuple[Setting, ...]:
         4
     """
     fewest = adams_near_noise(3, 3, data_std, centred_below=CENTRED_BELOW, final_nodes=FINAL_NODES)
-    few, some = (_adams_far_out(nodes, nodes, data_std, CENTRED_BELOW) for nodes in (3, 5))
+    few, some = (_adams_far_out(nodes, data_std) for nodes in (3, 5))
     many = adams_near_noise(5, 5, data_std, lower_final=False)
 
     of_few = Thinned(even=16.0, data_std=data_std, to_data=True)
@@ -189,15 +189,15 @@ def guided_settings(data_std: float = 1.0, jumps: Sequence[float] = ()) -> tuple
     return tuple(across(Setting(solver, grid), jumps) for solver, grid in chosen)
 
 
-def _adams_far_out(nodes: int, corrector: int, data_std: float, centred_below: float | None = None) -> ExponentialAdams:
-    """Adams' method on long steps, for samples that guidance throws far out."""
+def _adams_far_out(nodes: int, data_std: float) -> ExponentialAdams:
+    """Adams' method on long steps, for noises that it takes far out of the data."""
     return adams_near_noise(
         nodes,
-        corrector,
+        nodes,
         data_std,
-        no_signal_above=NO_SIGNAL_GUIDED,
-        linear_below=LINEAR_GUIDED,
-        centred_below=centred_below,
+        no_signal_above=NO_SIGNAL_FAR_OUT,
+        linear_below=LINEAR_FAR_OUT,
+        centred_below=CENTRED_BELOW,
         final_nodes=FINAL_NODES,
     )
 

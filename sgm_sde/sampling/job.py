@@ -258,11 +258,13 @@ def begin(score: Score, sde: SDE, start: StartArguments, asked: StepArguments, n
 
     at_T = by_rule or t_start == sde.T
     lags = isinstance(solver, Solver) and solver.lags
-    from_prior = at_T and x_T is None and not lags
+    ends_by_rule = asked.by_rule and asked.t_end is None
+    ends_in_data = final == "denoise" or ends_by_rule or grid.times[-1] <= sde.eps
+    from_prior = at_T and x_T is None and not lags and ends_in_data
     return Job(
         sde, solver, asked.solver, grid, program, seeds, dtype, states,
         noise=noise or "independent", final=final, segment=t_start, start=size if at_T and x_T is not None else None,
-        fresh=x_T is None, from_prior=from_prior, ends_by_rule=asked.by_rule and asked.t_end is None,
+        fresh=x_T is None, from_prior=from_prior, ends_by_rule=ends_by_rule,
     )  # fmt: skip
 
 

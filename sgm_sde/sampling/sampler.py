@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode
 from sgm_sde._utils.checks import arguments, described, instance_of, one_of
-from sgm_sde._utils.elsewhere import OF_RUNS, SAMPLES, STATES, instead_of, named_elsewhere
+from sgm_sde._utils.elsewhere import OF_NETWORKS, OF_RUNS, SAMPLES, STATES, instead_of, named_elsewhere
 from sgm_sde._utils.tree import Conditions
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.executor import missing
@@ -45,14 +45,18 @@ from sgm_sde.scores.score import Score, as_score
 __all__ = ["plan", "sample"]
 
 # Names of arguments elsewhere, by what is given here.
-ELSEWHERE = OF_RUNS | {
-    **{field.name: f"execution=Execution({field.name}=...)" for field in fields(Execution)},
-    **{field.name: f"record=Record({field.name}=...)" for field in fields(Record)},
-    **instead_of(SAMPLES, "shape=, with the number of samples first: shape=(64, 3, 32, 32)"),
-    **instead_of(STATES, "x_T="),
-    **instead_of(("timesteps", "times", "sigmas"), "grid=, times of the process"),
-    "eta": "an option of the solver: solver=DDIM(eta=...)",
-}
+ELSEWHERE = (
+    OF_NETWORKS
+    | OF_RUNS
+    | {
+        **{field.name: f"execution=Execution({field.name}=...)" for field in fields(Execution)},
+        **{field.name: f"record=Record({field.name}=...)" for field in fields(Record)},
+        **instead_of(SAMPLES, "shape=, with the number of samples first: shape=(64, 3, 32, 32)"),
+        **instead_of(STATES, "x_T="),
+        **instead_of(("timesteps", "times", "sigmas"), "grid=, times of the process"),
+        "eta": "an option of the solver: solver=DDIM(eta=...)",
+    }
+)
 
 
 @outside_inference_mode

@@ -51,8 +51,7 @@ def words_if_off_prior(samples: Tensor, sde: SDE) -> str:
     few = d <= FEW_NUMBERS
     norm = float(torch.linalg.vector_norm(rows))
     size = share * norm / math.sqrt(n * d)
-    largest = size * math.sqrt(d) if few else size
-    if largest <= OFF:
+    if size * math.sqrt(d) <= OFF:  # as much as all of it in one number is
         return ""
 
     off = _shrunk(torch.tensor(size)) if n < ENOUGH else _off(rows, share, few)

@@ -212,7 +212,7 @@ def check_score(
     with torch.no_grad():
         found = noised.check([noised.error_of(model, k) for k in range(len(noised.nodes))])
         better = _better_reading(score, noises, model.kwargs, found) if type(score) is Score else None
-        if better is not None or max(found._ratios) > WORSE_AT_A_LEVEL:
+        if not score.coupled and (better is not None or max(found._ratios) > WORSE_AT_A_LEVEL):
             _compare_with_own_data(
                 noises, model, found, BY_PREDICTION * found.ratio if better is None else better.ratio
             )

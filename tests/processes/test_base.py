@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 import sgm_sde as sg
 from sgm_sde.engine.noise import NoiseStream
-from sgm_sde.processes.base import ProcessNode, require_sde
+from sgm_sde.processes.base import Missing, ProcessNode, require_sde
 from tests.by_hand import EDM, LOG2, DoubleWell, column
 from tests.conventions import case_id
 from tests.helpers import F64
@@ -90,3 +91,8 @@ def test_where_likelihoods_end() -> None:
     assert sg.VPSDE(eps=1e-6).likelihood_eps == 1e-6
     assert sg.EDMSDE(0.5, 2.0).likelihood_eps == 0.5
     assert sg.DiscreteVPSDE([0.1, 0.2]).likelihood_eps == sg.DiscreteVESDE([1.0, 2.0]).likelihood_eps == 0.5
+
+
+def test_what_is_missing_comes_back_from_other_processes() -> None:
+    told = Missing("g(t), which Mine does not have", "score")
+    assert str(pickle.loads(pickle.dumps(told))) == str(told) == "score needs g(t), which Mine does not have"

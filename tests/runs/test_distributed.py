@@ -809,18 +809,18 @@ def test_the_command_says_why_all_samples_are_named(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+@pytest.mark.parametrize(("factory", "told"), [("make", True), ("other", False)])
 def test_a_network_that_lacks_its_condition(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    factory: str, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The command says how conditions get there, and only of networks."""
     text = "import sgm_sde as sg\nsde = sg.VPSDE()\n"
     text += "def make(): return sg.from_noise(lambda x, t, y: x, sde), sde, (3,)\ndef other(size): return size\n"
     (tmp_path / "lacking_condition.py").write_text(text)
     monkeypatch.chdir(tmp_path)
-    for factory, told in (("make", True), ("other", False)):
-        command = ["sample", "--model", f"lacking_condition:{factory}", "--out", "run", "-n", "2", "--nfe", "2"]
-        with pytest.raises(SystemExit):
-            main([*command, "--quiet"])
-        said = capsys.readouterr().err
-        assert "missing 1 required positional argument" in said
-        assert ("models.Model(..., n_classes=...)" in said) is told
+    command = ["sample", "--model", f"lacking_condition:{factory}", "--out", "run", "-n", "2", "--nfe", "2"]
+    with pytest.raises(SystemExit):
+        main([*command, "--quiet"])
+    said = capsys.readouterr().err
+    assert "missing 1 required positional argument" in said
+    assert ("models.Model(..., n_classes=...)" in said) is told

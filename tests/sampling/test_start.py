@@ -11,7 +11,7 @@ import torch
 
 import sgm_sde as sg
 from sgm_sde.sampling.diagnosis import scales_at_T
-from sgm_sde.sampling.start import PriorWarning
+from sgm_sde.sampling.start import PriorWarning, words_if_off_prior
 from tests.conventions import case_id
 
 VP = sg.VPSDE()
@@ -97,3 +97,15 @@ def test_few_samples_and_states_that_are_given() -> None:
     noised = pictures.sample(16, VP, 1.0, seed=1)
     assert not caught(pictures.score(VP), VP, None, x_T=noised, **OPTIONS)
     assert not caught(sg.oracles.Gaussian(torch.zeros(2), 30.0**2).score(VP), VP, (1, 2), **OPTIONS)
+
+
+@pytest.mark.parametrize(("sde", "t_end"), [(sg.EDMSDE(), 60.0), (sg.VESDE(), 0.97)], ids=case_id)
+def test_noised_states_are_no_data(sde: sg.LinearSDE, t_end: float) -> None:
+    score = sg.oracles.Gaussian(torch.zeros(2), 0.25).score(sde)
+    assert not caught(score, sde, (64, 2), solver="ddim", nfe=8, t_end=t_end, final="none")
+
+
+def test_one_number_of_many_may_be_off() -> None:
+    x = torch.zeros(64, 3072)
+    x[:, 0] = 400 + torch.randn(64, generator=torch.Generator().manual_seed(0))
+    assert "off by some 2.6" in words_if_off_prior(x, VP)
