@@ -104,7 +104,7 @@ def unknown_densities(error: Tensor, d: int) -> Unresolved:
 def warn_unresolved(result: LogProbResult) -> None:
     """Warn of the samples whose error did not come down to the tolerance, if there are any."""
     d = result.latent[0].numel()
-    _warn_of_first(result, result.error / d, "nats/dim")
+    _warn_of_first(result, result.error / d, "nats/dim", getattr(result.method, "atol", None))
 
 
 def warn_of_codes(result: FlowResult) -> None:
@@ -113,12 +113,13 @@ def warn_of_codes(result: FlowResult) -> None:
     if result.log_prob is None:
         _warn_of_first(result, result.error, "in units of the state")
     else:
-        _warn_of_first(result, result.error / result.x[0].numel(), "nats/dim")
+        _warn_of_first(result, result.error / result.x[0].numel(), "nats/dim", MOST_ERROR)
 
 
-def _warn_of_first(result: LogProbResult | FlowResult, error: Tensor, unit: str) -> None:
+def _warn_of_first(
+    result: LogProbResult | FlowResult, error: Tensor, unit: str, tolerance: float | None = None
+) -> None:
     """Warn of the samples whose error (B,) in a unit did not come down to the tolerance, with that of the first."""
-    tolerance = getattr(result.method, "atol", None) or MOST_ERROR
     for i in result.unresolved[:1]:
         said = apart(float(error[i]), tolerance)
         warn(
@@ -127,8 +128,8 @@ def _warn_of_first(result: LogProbResult | FlowResult, error: Tensor, unit: str)
         )
 
 
-def apart(value: float, other: float) -> str:
-    """A number in the fewest digits, two at least, that tell it from another one.
+def apart(value: float, other: float | None) -> str:
+    """A number in the fewest digits, two at least, that tell it from another one, if there is one.
 
     Examples:
         >>> apart(0.012345, 1e-4), apart(1.0042e-4, 1e-4)

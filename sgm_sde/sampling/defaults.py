@@ -159,8 +159,8 @@ def guided_settings(data_std: float = 1.0, jumps: Sequence[float] = ()) -> tuple
     """The settings for guided scores on data of a scale: below 8 calls, and from 8 and 30 calls on.
 
     Strong guidance makes the flow stiff, where methods through many evaluations are not stable: more calls err more.
-    These go through one evaluation and correct through two below 8 calls, and through two and three from there on; from
-    30 on where the score jumps. There they start anew.
+    Below 8 calls these go through one evaluation and correct through two, from there on through two and three. Where
+    the score jumps they start anew, and go through one and two up to 29 calls.
 
     Args:
         data_std: the scale.

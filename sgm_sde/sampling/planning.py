@@ -183,9 +183,14 @@ def require_flow(score: Score, solver: Solver | AdaptiveSolver | Setting | str, 
     if not score.coupled:
         return
     method = resolve_any(solver.solver if isinstance(solver, Setting) else solver)
-    hooks = isinstance(method, Solver) and method.has_hooks
-    if hooks or method.stochastic or (program is not None and program.stochastic):
+    if not follows_a_flow(method, program):
         require_score(score, f"{called(method, solver)}, which adds noise or corrects by the score,")
+
+
+def follows_a_flow(method: Solver | AdaptiveSolver, program: Program | None = None) -> bool:
+    """True if a method, with its table if that is known, does no more than follow the flow of a network."""
+    hooks = isinstance(method, Solver) and method.has_hooks
+    return not (hooks or method.stochastic or (program is not None and program.stochastic))
 
 
 def require_unused(solver: AdaptiveSolver, given: object, options: Mapping[str, object]) -> None:

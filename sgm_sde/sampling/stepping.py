@@ -18,7 +18,7 @@ from sgm_sde.engine.times import ROUNDING, same_time
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.processes.base import SDE
 from sgm_sde.sampling.defaults import Setting
-from sgm_sde.sampling.planning import final_update, plan
+from sgm_sde.sampling.planning import final_update, follows_a_flow, plan
 from sgm_sde.schemes import AdaptiveSolver, Solver
 from sgm_sde.schemes.base import called
 from sgm_sde.scores.model import BoundScore
@@ -87,7 +87,7 @@ def stepper(
         raise TypeError(f"{called(chosen, solver)} finds its own steps, and a solver on a grid is needed here")
 
     require_steppable(chosen)
-    if traits.get("coupled") and program.stochastic:
+    if traits.get("coupled") and not follows_a_flow(chosen, program):
         raise ValueError(
             f"{called(chosen, solver)} adds noise by the score, which a flow of coupled pairs does not give"
         )

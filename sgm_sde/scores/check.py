@@ -42,11 +42,14 @@ from sgm_sde._utils.checks import (
 from sgm_sde._utils.elsewhere import OF_NETWORKS, named_elsewhere
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine import coordinates
+from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.noise import NoiseSource, NoiseStream, resolve_seeds
+from sgm_sde.grids import Grid
 from sgm_sde.processes import presets
 from sgm_sde.processes.base import CheckError, has_scalar_marginal
 from sgm_sde.processes.discrete import DiscreteVPSDE
 from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.schemes import DDIM
 from sgm_sde.scores import time_labels
 from sgm_sde.scores.conditions import require_rows
 from sgm_sde.scores.model import BoundScore
@@ -304,12 +307,10 @@ def _own_samples(noises: _Noises, model: BoundScore) -> Tensor:
     sde = noises.sde
     least, most = _range(sde)
     levels = torch.logspace(math.log10(0.99 * most), math.log10(1.01 * least), OWN_CALLS, dtype=torch.float64)
-    nodes = sde.nodes(sde.time_of_noise_level(levels).tolist())
-    y = nodes[0].noise_level * noises.draw()
-    for node, after in pairwise(nodes):
-        D = model.predict("data", node.alpha * y, node.t)
-        y = D + after.noise_level / node.noise_level * (y - D)
-    return y
+    grid = Grid(sde.time_of_noise_level(levels).tolist())
+    first, *_, last = sde.nodes(grid.times)
+    x = first.sigma * noises.draw()
+    return execute(DDIM().compile(sde, grid), x, model, PreDrawnNoise(())).x / last.alpha
 
 
 class _Noised:

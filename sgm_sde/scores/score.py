@@ -384,7 +384,7 @@ def _indices(label: Tensor, kwargs: Mapping[str, object]) -> str:
     integers = {
         name: value
         for name, value in given.items()
-        if isinstance(value, Tensor) and value.numel() and value.dtype == torch.int64
+        if isinstance(value, Tensor) and value.numel() and value.dtype in (torch.int32, torch.int64)
     }
     return ", ".join(f"{name} from {int(value.min())} to {int(value.max())}" for name, value in integers.items())
 
