@@ -233,12 +233,14 @@ def with_room(setting: Setting, nfe: int) -> Setting:
         nfe: the budget. Of more jumps than it has room for those at most noise stay; the solver knows of all.
 
     Raises:
+        TypeError: for what is no setting.
         ValueError: for a budget that is not an integer of at least 1.
 
     Examples:
         >>> with_room(across(SETTINGS[0], [3.0, 0.3]), 3).grid.jumps
         (3.0,)
     """
+    instance_of("setting", setting, Setting, "a Setting")
     room = max(check_integer("nfe", nfe) - 2, 0)
     if not isinstance(setting.grid, Thinned) or len(setting.grid.jumps) <= room:
         return setting
