@@ -15,13 +15,17 @@ from torch import Tensor
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.engine.program import Program
 
-NUMBERS = 8  # of one block of the generator
-CACHED = 2**22  # numbers that a tree holds of what samples visited last: 16 MiB
+CACHED = 2**22  # numbers that a tree holds of what samples visited last: 32 MiB
 MADE = 2**23  # numbers that it holds of the first pieces of all samples: 64 MiB
-FIRST = 6  # levels of them, at most: 64 pieces
-AT_A_TIME = 16384  # samples
+FIRST = 5  # levels of them: 32 pieces
 FEW = 64  # numbers of a sample below which arrays are quicker with the samples next to one another
+FEW_AT_A_TIME = 2**15  # numbers of those, and of others, so that what is computed of them stays in a core's cache
+MANY_AT_A_TIME = 2**16
+POINTS_AT_A_TIME = 2**17
+MOST_AT_REST = 0.25  # share of samples at their place from which the others go on without them
 SCALES = 0.5 * np.cumprod([1.0, *[math.sqrt(0.5)] * 1100])  # of a bridge's noise, level by level
+ONE = np.uint64(1)
+UNKNOWN = np.uint64(2**64 - 1)  # no node has this number
 TWO = np.uint64(2)
 DEEPEST = 63  # level of the tree down to which 64 bits count the nodes: 2^63 and on
 WITHIN = np.uint64(2**53 - 1)  # a level, the place of a piece: floats that need so many halvings have 53 digits at most
@@ -33,20 +37,25 @@ KEPT = 8  # pieces before a place
 class BrownianTree:
     r"""The Brownian paths of a batch as a function of the place, on [0, 1] with variance 1.
 
-    A piece [a, b] with the increment D is halved at m by a Brownian bridge,
+    A piece [a, b] is halved at m by a Brownian bridge,
 
-    $$ W_m - W_a \mid D \sim N\big(\tfrac12 D,\ \tfrac14 (b - a)\, I\big) $$
+    $$ W_m \mid W_a, W_b \sim N\big(\tfrac12 (W_a + W_b),\ \tfrac14 (b - a)\, I\big) $$
 
     with the noise of its node in the tree: the whole path has draw 0, the piece that is halved first is node 1, and the
-    halves of node k are nodes 2k and 2k + 1, as far as 64 bits count them; for samples of one or two numbers one draw
-    has the noises of several levels. A place is reached by halving until it is the end of a piece. So a path does not
-    depend on how often, in which order and with which steps it is evaluated, and its law is exact. Places are binary
-    fractions; n digits take n halvings.
+    halves of node k are nodes 2k and 2k + 1, as far as 64 bits count them. What a halving adds falls to nothing at the
+    ends of its piece, so a path is the sum of what the pieces around a place add (Lévy and Ciesielski),
 
-    Nothing has to be stored. But most places share their first halvings with others, and a draw for all samples at once
-    takes a fraction of the time of one for each of some. So where samples have few numbers, the pieces of the first
-    levels are made for all samples together, up to `MADE` numbers. Of larger samples the noises of the nodes that
-    were visited last are kept, since neighbouring steps lie in the same large pieces.
+    $$ W_s = s\,z_0 + \sum_{l \ge 0} \min(r_l, 1 - r_l)\,2^{-l/2}\,z_l, \qquad r_l = 2^l s \bmod 1 $$
+
+    with $z_l$ the noise of the piece of length $2^{-l}$ that s lies in. So a path does not depend on how often, in
+    which order and with which steps it is evaluated, and its law is exact. Places are binary fractions; the sum ends
+    with the last of their digits.
+
+    Nothing has to be stored. But most places share their first pieces with others: of samples of few numbers the path
+    is halved down to `FIRST` levels for all samples together, and what is left is added to the line between the ends
+    of such a piece; the noises of their nodes are those of `NoiseStream.of_nodes`. Of larger samples the noises of the
+    nodes that were visited last are kept, each a draw of the stream, since neighbouring steps lie in the same large
+    pieces.
 
     Args:
         seeds: the samples'.
@@ -66,168 +75,176 @@ class BrownianTree:
         self._stream = NoiseStream(seeds, "path", start)
         self._samples = len(seeds)
         self._size = math.prod(shape)
-        self._levels = max(1, (NUMBERS // max(1, self._size) + 1).bit_length() - 1)  # in one block of the generator
-        self._places = 2**self._levels - 1  # of the tree, in one block
         self._few = self._size < FEW
         self._visited: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # nodes (B,) and noises of samples, by level
-        self._made: np.ndarray | None = None  # the first pieces of all samples, once they are made
 
-        self._first = 0  # levels whose pieces are made for all samples together
-        most = FIRST if self._few else 0
-        for levels in range(self._levels, most + 1, self._levels):
-            if self._may_hold(levels):
-                self._first = levels
+        points = MADE // max(1, self._samples * self._size)
+        self._held = min(FIRST, max(0, points - 1).bit_length() - 1)  # levels of pieces of all samples; -1 for none
 
     def at(self, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """W (b, D) in float64 at a place (b,) for each of the samples of numbers `rows` (b,)."""
         path = np.empty((len(rows), self._size))
-        for i in range(0, len(rows), AT_A_TIME):
-            some = slice(i, i + AT_A_TIME)
-            self._descend(path[some], places[some], rows[some])
+        if not path.size:
+            return path
+
+        step = max(1, (FEW_AT_A_TIME if self._few else MANY_AT_A_TIME) // self._size)
+        fill = self._of_few_numbers if self._few else self._of_many_numbers
+        for i in range(0, len(rows), step):
+            some = slice(i, i + step)
+            fill(path[some], places[some], rows[some])
         return path
 
-    def _descend(self, path: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
-        """Fill in W (b, D) at places (b,) of samples: from the first pieces to those that begin there."""
-        level = self._first
-        below = places * 2.0**level
-        piece = below.astype(np.int64)
-        below -= piece
-        node = (piece + 2**level).astype(np.uint64)
-        pieces = self._first_pieces(piece, rows)
+    def _of_few_numbers(self, path: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
+        """Fill in W (b, D) at places (b,): the line between the ends of one of the first pieces, and what is added."""
+        pieces = 2**FIRST
+        r = places * pieces
+        piece = np.minimum(r.astype(np.int64), pieces - 1)
+        r -= piece
+        node = (piece + pieces).astype(np.uint64)
+        keys = self._keys.take(rows, axis=1)
+        w, end = self._first_piece(piece, rows, keys)
+        w *= 1 - r
+        end *= r
+        w += end
 
-        on_the_way = np.arange(len(rows))
+        at = np.arange(len(r))  # those on the way, of all
+        level = FIRST
         while True:
-            arrived = np.flatnonzero(below == 0)
-            if len(arrived):
-                path[on_the_way[arrived]] = self._some(pieces[: self._size], arrived).T
-                rest = np.flatnonzero(below)
-                pieces = self._some(pieces, rest)
-                on_the_way = on_the_way[rest]
-                below = below[rest]
-                node = node[rest]
-            if not len(on_the_way):
-                return
-            heap = self._noises(level, node, rows[on_the_way])
-            pieces, below, node = self._halve(pieces, below, node, heap, level)
-            level += self._levels
+            weight = _weights(r, level)
+            if np.count_nonzero(weight) <= (1 - MOST_AT_REST) * len(r):
+                arrived = np.flatnonzero(weight == 0)
+                path[at.take(arrived)] = w.take(arrived, axis=1).T
+                rest = np.flatnonzero(weight)
+                if not len(rest):
+                    return
+                r, weight, node, at = (column.take(rest) for column in (r, weight, node, at))
+                w, keys = (columns.take(rest, axis=1) for columns in (w, keys))
 
-    def _some(self, columns: np.ndarray, at: np.ndarray) -> np.ndarray:
-        """Columns (k, b) of some samples, next to one another in memory where each has few numbers."""
-        return columns.take(at, axis=1) if self._few else columns.T.take(at, axis=0).T
-
-    def _first_pieces(self, piece: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Paths at the start of some of the first pieces, and the increments over these (2 D, b)."""
-        if self._made is None and self._may_hold(self._first):
-            self._made = self._all_first(None)
-        if self._made is not None:
-            return self._some(self._made, piece * self._samples + rows)
-        return self._some(self._all_first(rows), piece * len(rows) + np.arange(len(rows)))
-
-    def _may_hold(self, levels: int) -> bool:
-        """True if the pieces of the first levels are not too many to be held."""
-        return (2**levels + 1) * 2 * self._samples * self._size <= MADE
-
-    def _all_first(self, rows: np.ndarray | None) -> np.ndarray:
-        """The first pieces of some samples, or of all, and the end of the path: the first of each sample, and so on,
-        (2 D, P b)."""
-        d = self._size
-        whole = self._drawn(0, rows, d)
-        count = 2**self._first + 1
-        n = whole.shape[1]
-        pieces = np.empty((2 * d, count, n)) if self._few else np.empty((count, n, 2 * d)).transpose(2, 0, 1)
-        pieces[:d, 0] = 0
-        pieces[d:, 0] = whole
-        pieces[:d, -1] = whole
-        pieces[d:, -1] = 0
-        for level in range(0, self._first, self._levels):
-            for node, part in enumerate(np.split(pieces[:, :-1], 2**level, axis=1), 2**level):
-                self._fill(part, self._heap(node, rows), level)
-        return pieces.reshape(2 * d, -1)
-
-    def _fill(self, pieces: np.ndarray, heap: np.ndarray, level: int) -> None:
-        """Fill the pieces (2 D, P, b) from the first of them, which is as long as all and is halved again and again."""
-        d = self._size
-        near, far = _halves(pieces[d:, 0], heap[0], level)
-        middle = pieces.shape[1] // 2
-        pieces[:d, middle] = pieces[:d, 0] + near
-        pieces[d:, middle] = far
-        pieces[d:, 0] = near
-        if len(heap) > 1:
-            for half, below in zip(np.split(pieces, 2, axis=1), _halves_of_heap(len(heap)), strict=True):
-                self._fill(half, heap[below], level + 1)
-
-    def _halve(
-        self, pieces: np.ndarray, below: np.ndarray, node: np.ndarray, heap: np.ndarray, level: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The pieces that places lie in after as many halvings as one draw has noises for.
-
-        A piece that begins at its place stays there, and the path as it is.
-
-        Args:
-            pieces: where the paths are at the start of each piece, and the increments over it (2 D, b).
-            below: how far the place is from the piece's start, in units of its length (b,).
-            node: number of the piece (b,).
-            heap: noises of the node and of those below, as a binary heap (nodes, D, b).
-            level: of the node.
-        """
-        path, increment = np.split(pieces, 2)
-        while True:
-            near, far = _halves(increment, heap[0], level)
-            below = 2 * below
-            right = below >= 1
+            z = self._of_nodes(node, keys)
+            z *= weight
+            w += z
+            r *= 2
+            right = r >= 1
+            r -= right
             node = _half_of(node, right, level)
-            increment[:] = np.where(right, far, near)
-            on_right = right.astype(np.float64)
-            below -= on_right
-            near *= on_right
-            path += near
-            if len(heap) == 1:
-                return pieces, below, node
-            left_half, right_half = _halves_of_heap(len(heap))
-            heap = np.where(right, heap[right_half], heap[left_half])
             level += 1
 
-    def _heap(self, node: int | np.ndarray, rows: np.ndarray | None) -> np.ndarray:
-        """The noises of a node and of those below, as many levels as one draw has (nodes, D, b), float32."""
-        numbers = self._places * self._size
-        if self._places == 1:
-            z = self._drawn(node, rows, numbers)
-        elif rows is None or isinstance(node, int):
-            z = self._drawn(node, rows, NUMBERS)[:numbers]
-        else:
-            z = self._stream.of_blocks(node, rows, numbers)
-        return z.reshape(self._places, self._size, -1)
+    @functools.cached_property
+    def _keys(self) -> np.ndarray:
+        """Keys (k, B) of the nodes' noises."""
+        return self._stream.keys(self._size)
 
-    def _drawn(self, draw: int | np.ndarray, rows: np.ndarray | None, numbers: int) -> np.ndarray:
-        """A draw of some samples, or of all, as columns (numbers, b) in float32."""
+    def _of_nodes(self, node: np.ndarray | int, keys: np.ndarray) -> np.ndarray:
+        """The noises (D, b) in float64 of nodes, (b,) or one, of samples with these keys (k, b)."""
+        return self._stream.of_nodes(node, keys)[: self._size].astype(np.float64)
+
+    def _first_piece(self, piece: np.ndarray, rows: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Paths (D, b) at both ends of one of the first pieces (b,) for each of some samples."""
+        if self._held < 0:
+            end = self._whole(rows)
+            start = np.zeros_like(end)
+        else:
+            places = rows * (2**self._held + 1)
+            places += piece >> (FIRST - self._held)
+            start = self._points.take(places, axis=1)
+            places += 1
+            end = self._points.take(places, axis=1)
+
+        for level in range(max(0, self._held), FIRST):
+            node = (piece >> (FIRST - level)) + 2**level
+            middle = _middle(start, end, self._of_nodes(node.astype(np.uint64), keys), level)
+            right = (piece >> (FIRST - 1 - level)) & 1 == 1
+            np.copyto(start, middle, where=right)
+            np.copyto(end, middle, where=~right)
+        return start, end
+
+    @functools.cached_property
+    def _points(self) -> np.ndarray:
+        """Paths at the ends of the first pieces of all samples, those of one after the other (D, B P)."""
+        pieces = 2**self._held
+        whole = self._whole(None)
+        points = np.empty((self._size, self._samples, pieces + 1))
+        step = max(1, POINTS_AT_A_TIME // (pieces * self._size))
+        for i in range(0, self._samples, step):
+            some = slice(i, i + step)
+            keys = self._keys[:, some]
+            ends = np.zeros((self._size, pieces + 1, keys.shape[1]))
+            ends[:, -1] = whole[:, some]
+            for level in range(self._held):
+                length = pieces >> level
+                nodes = np.arange(2**level, 2 ** (level + 1), dtype=np.uint64)[:, None]
+                z = self._of_nodes(nodes, keys[:, None])
+                of_pieces = ends[:, ::length]
+                ends[:, length // 2 :: length] = _middle(of_pieces[:, :-1], of_pieces[:, 1:], z, level)
+            points[:, some] = ends.swapaxes(1, 2)
+        return points.reshape(self._size, -1)
+
+    def _whole(self, rows: np.ndarray | None) -> np.ndarray:
+        """The ends (D, b) of the paths of some samples, or of all, in float64."""
+        return self._drawn(0, rows).T.astype(np.float64)
+
+    def _drawn(self, draw: int | np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+        """A draw (b, D) of some samples, or of all, in float32."""
         n = self._samples if rows is None else len(rows)
-        z = self._stream.at(draw, (n, numbers), torch.float32, "cpu", rows=rows).numpy().T
-        return np.ascontiguousarray(z) if self._few else z
+        return self._stream.at(draw, (n, self._size), torch.float32, "cpu", rows=rows).numpy()
+
+    def _of_many_numbers(self, path: np.ndarray, places: np.ndarray, rows: np.ndarray) -> None:
+        """Fill in W (b, D) at places (b,), the sum of what the pieces add."""
+        node = np.zeros(len(rows), dtype=np.uint64)
+        np.multiply(self._noises(-1, node, rows), places[:, None], out=path)
+        r = places % 1.0
+        node += ONE
+        level = 0
+        while True:
+            weight = _weights(r, level)
+            on_the_way = np.flatnonzero(weight)
+            if not len(on_the_way):
+                return
+            z = self._noises(level, node[on_the_way], rows[on_the_way])
+            z *= weight[on_the_way, None]
+            if len(on_the_way) == len(path):
+                path += z
+            else:
+                path[on_the_way] += z
+            r *= 2
+            right = r >= 1
+            r -= right
+            node = _half_of(node, right, level)
+            level += 1
 
     def _noises(self, level: int, node: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The noises of nodes and of those below (nodes, D, b); large samples keep those drawn last on each level."""
-        if self._few or (level + 1) * self._samples * self._size > CACHED:
-            return self._heap(node, rows)
+        """The noises (b, D) of nodes in float64; those drawn last on a level are kept; level -1 is the whole path's."""
+        if (level + 2) * self._samples * self._size > CACHED:
+            return self._drawn(node, rows).astype(np.float64)
 
         if level not in self._visited:
-            nodes = np.zeros(self._samples, dtype=np.uint64)  # no place has the number 0
-            self._visited[level] = nodes, np.empty((self._samples, self._size), dtype=np.float32)
+            nodes = np.full(self._samples, UNKNOWN)
+            self._visited[level] = nodes, np.empty((self._samples, self._size))
         nodes, visited = self._visited[level]
-        z = visited.take(rows, axis=0)
         new = np.flatnonzero(nodes.take(rows) != node)
+        z = visited.take(rows, axis=0)
         if len(new):
             those = rows[new]
-            z[new] = visited[those] = self._heap(node[new], those)[0].T
+            z[new] = visited[those] = self._drawn(node[new], those)
             nodes[those] = node[new]
-        return z.T[None]
+        return z
 
 
-def _halves(increment: np.ndarray, z: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray]:
-    """The increments over both halves of pieces on a level (D, b), with the noises of their nodes."""
-    bridge = np.multiply(z, SCALES[level], dtype=np.float64)
-    half = 0.5 * increment
-    near = half + bridge
-    return near, np.subtract(half, bridge, out=bridge)
+def _weights(r: np.ndarray, level: int) -> np.ndarray:
+    """Shares of the noises of pieces on a level that are added to paths, at places r in them."""
+    weight = 1 - r
+    np.minimum(weight, r, out=weight)
+    weight *= 2 * SCALES[level]
+    return weight
+
+
+def _middle(start: np.ndarray, end: np.ndarray, z: np.ndarray, level: int) -> np.ndarray:
+    """Paths half-way between the ends of pieces on a level, from the noises of these, which are used up."""
+    z *= SCALES[level]
+    middle = start + end
+    middle *= 0.5
+    middle += z
+    return middle
 
 
 def _half_of(node: np.ndarray, right: np.ndarray, level: int) -> np.ndarray:
@@ -240,23 +257,6 @@ def _half_of(node: np.ndarray, right: np.ndarray, level: int) -> np.ndarray:
         return TWO * node + right
     level_of_half = (node & ~WITHIN) + NEXT_LEVEL
     return level_of_half | (TWO * (node & WITHIN) + right) & WITHIN
-
-
-@functools.cache
-def _halves_of_heap(nodes: int) -> tuple[list[int], list[int]]:
-    """The places of the left and of the right half of a binary heap, each a heap itself.
-
-    Examples:
-        >>> _halves_of_heap(7)
-        ([1, 3, 4], [2, 5, 6])
-    """
-    halves: tuple[list[int], list[int]] = ([], [])
-    for place in range(1, nodes):
-        above = place
-        while above > 2:
-            above = (above - 1) // 2
-        halves[above - 1].append(place)
-    return halves
 
 
 class _Piece(NamedTuple):

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import described, has_numbers
-from sgm_sde.engine.counter import LANES, WORDS, BoxMuller, Run, Words, philox
+from sgm_sde.engine.counter import LANES, WORDS, BoxMuller, Run, Words, philox, squares
 
 SeedList = Iterable[SupportsIndex | tuple[SupportsIndex, SupportsIndex]]
 Seeds = SupportsIndex | SeedList | None
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
-VERSION = "philox-4x64-10"  # what the numbers of a seed depend on; in protocols and folders of results
+VERSION = "philox-4x64-10, squares-64"  # what the numbers of a seed depend on; in protocols and folders of results
 
 # A stream for each use, so that adding a corrector leaves the prior and the predictor's noise as they were.
 STREAMS = {
@@ -44,6 +44,7 @@ LARGEST = 16384  # words of a row; of larger samples several rows are made
 AT_A_TIME = 16384  # words, whose memory stays in a core's cache
 LEAST_AHEAD = 4  # draws that have to fit in the cache, for draws ahead to be worth it
 MOST_AHEAD = 16  # draws
+MOST_PAIRS = WORDS * LANES  # made into normal numbers at a time
 SCATTERED = 64  # words of a sample up to which arrays are quicker than one visit per sample
 VISIT = 640  # words that take as long as setting the generator to another place
 
@@ -319,7 +320,7 @@ _of_thread = _OfThread()
 def _tools() -> tuple[Run, BoxMuller]:
     """Those of this thread, made when they are first asked for."""
     if _of_thread.tools is None:
-        _of_thread.tools = Run(), BoxMuller(WORDS * LANES)
+        _of_thread.tools = Run(), BoxMuller(MOST_PAIRS)
     return _of_thread.tools
 
 
@@ -440,27 +441,25 @@ class NoiseStream:
             self._fill(z.reshape(len(z), -1), seeds, draw)
         return _moved(z, dtype, device)
 
-    def of_blocks(self, draws: np.ndarray, rows: np.ndarray, numbers: int) -> np.ndarray:
-        """The first numbers, five to eight, of draws (b,) of eight by samples of these numbers (b,), as (numbers, b).
+    def keys(self, numbers: int) -> Words:
+        """A word (k, B) for each two numbers of each sample, of a draw that no run arrives at: keys of `of_nodes`."""
+        _, k = _layout(numbers)
+        keys = np.empty((k, len(self.seeds)), dtype=np.uint64)
+        for at, words in self._words(self.seeds, k, FIXED):
+            keys[:, at] = words.T
+        keys |= np.uint64(1)
+        return keys
 
-        What `at` has, sooner: eight numbers are those of one block, so words of one number in it are made into normal
-        numbers together.
-        """
-        places = self.seeds.select(rows)
-        seeds, index = places.arrays()
-        blocks = index.astype(np.uint64) + np.uint64(1)
-        even = numbers + numbers % 2
-        z = np.empty((even // 2, 2, len(rows)), dtype=np.float32)
-        for i in range(0, len(rows), LANES):
-            some = slice(i, i + LANES)
-            key = (places.seed if isinstance(places.seed, int) else seeds[some], self._stream)
-            words = philox((blocks[some], draws[some], self._segment, self._repeat), key).T.reshape(1, -1)
-
-            n = words.shape[1]
-            made = np.empty((1, n // WORDS * even), dtype=np.float32)
-            self._box_muller(words, made[:, :n], made[:, n:])
-            z[..., some] = made.reshape(even // 2, -1, 2).swapaxes(1, 2)  # halves of a word are neighbours
-        return z.reshape(even, -1)[:numbers]
+    def of_nodes(self, nodes: Words | int, keys: Words) -> np.ndarray:
+        """Normal numbers (2 k, *) in float32 that belong to nodes of a tree, (*) or one, and keys (k, *)."""
+        words = squares(nodes, keys)
+        z = np.empty((2, *words.shape), dtype=np.float32)
+        column = words.reshape(-1, 1)
+        cosines, sines = z.reshape(2, -1, 1)
+        for i in range(0, len(column), MOST_PAIRS):
+            some = slice(i, i + MOST_PAIRS)
+            self._box_muller(column[some], cosines[some], sines[some])
+        return z.reshape(-1, *words.shape[1:])
 
     def mixed(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 import sgm_sde as sg
 from sgm_sde.engine import brownian
-from sgm_sde.engine.brownian import KEPT, BrownianTree, PathNoise, PathWithArea, _half_of, noisy_steps
+from sgm_sde.engine.brownian import FEW, KEPT, BrownianTree, PathNoise, PathWithArea, _half_of, noisy_steps
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.engine.program import Program, Stage
 from sgm_sde.grids import Grid, LogSNR, Uniform
@@ -33,6 +34,13 @@ def tree(n: int, d: int, **options: object) -> BrownianTree:
 def at(paths: BrownianTree, place: float, n: int) -> np.ndarray:
     """All paths at one place."""
     return paths.at(np.full(n, place), np.arange(n))
+
+
+def of_node(stream: NoiseStream, node: int, d: int) -> np.ndarray:
+    """The noise (d,) of a node for the first sample: a draw of large ones, and of others what belongs to the node."""
+    if d >= FEW:
+        return stream.at(node, (1, d), F64).numpy()[0]
+    return stream.of_nodes(node, stream.keys(d))[:d, 0].astype(np.float64)
 
 
 # --- the tree --------------------------------------------------------------------------------------------------------
@@ -59,8 +67,9 @@ def test_what_is_made_for_all_samples_changes_no_path(d: int, pieces: int, monke
     """None of the first pieces, one or some of them, to the last bit."""
     n = 6
     known = [at(tree(n, d), place, n) for place in PLACES]
-    monkeypatch.setattr(brownian, "MADE", (pieces + 1) * 2 * n * d if pieces else 0)
+    monkeypatch.setattr(brownian, "MADE", (pieces + 1) * n * d if pieces else 0)
     paths = tree(n, d)
+    assert paths._held == {0: -1, 1: 0, 16: 4}[pieces]
     for place, path in zip(PLACES, known, strict=True):
         assert np.array_equal(at(paths, place, n), path)
 
@@ -119,22 +128,13 @@ def test_nodes_of_the_path_have_numbers_of_their_own() -> None:
     assert 0 not in numbers
 
 
-@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("d", [1, 2, 3, 70])
 def test_halvings_by_hand(d: int) -> None:
-    """W(1) is draw 0; half-way stands half of it and half of draw 1; and so on, the halves of k being 2k and 2k + 1,
-    of which samples of few numbers have those of two or three levels in one draw of eight numbers."""
+    """W(1) is draw 0; half-way stands half of it and half of the noise of node 1; and so on, the halves of k being 2k
+    and 2k + 1, of which large samples have a draw each, and small ones what belongs to nodes."""
     stream = NoiseStream([(3, 0)], "path", 1.0)
 
-    def z(node: int) -> np.ndarray:
-        levels = {1: 3, 2: 2}.get(d, 1)
-        top = node
-        while levels > 1 and (top.bit_length() - 1) % levels:
-            top //= 2
-        depth = node.bit_length() - top.bit_length()
-        i = (node - (top << depth)) + 2**depth - 1
-        drawn = stream.at(np.array([top], dtype=np.uint64), (1, 8 if levels > 1 else d), F64).numpy()[0]
-        return drawn[i * d : (i + 1) * d]
-
+    z = partial(of_node, stream, d=d)
     whole = stream.at(0, (1, d), F64).numpy()[0]
     half = whole / 2 + z(1) / 2
     quarter = half / 2 + math.sqrt(1 / 8) * z(2)
@@ -147,6 +147,22 @@ def test_halvings_by_hand(d: int) -> None:
         (0.0625, sixteenth),
     ):  # fmt: skip
         np.testing.assert_allclose(at(tree(1, d), place, 1)[0], known, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("d", [2, 70])
+@pytest.mark.parametrize("digits", [0b1, 0b1011, 0b10110101, 0b110010111001])
+def test_bridges_by_hand(d: int, digits: int) -> None:
+    """Halving after halving down to a place of 12 digits."""
+    stream = NoiseStream([(3, 0)], "path", 1.0)
+    whole = stream.at(0, (1, d), F64).numpy()[0]
+    start, end = np.zeros(d), whole
+    node = 1
+    for level in range(12):
+        middle = (start + end) / 2 + of_node(stream, node, d) * 2 ** (-1 - level / 2)
+        right = digits >> (11 - level) & 1
+        start, end = (middle, end) if right else (start, middle)
+        node = 2 * node + right
+    np.testing.assert_allclose(at(tree(1, d), digits / 2**12, 1)[0], start, rtol=1e-12, atol=1e-13)
 
 
 # --- Noises of a program ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import sgm_sde as sg
-from sgm_sde.engine.counter import LANES, Run, philox
+from sgm_sde.engine.counter import LANES, Run, philox, squares
 from sgm_sde.engine.noise import LARGEST, NoiseStream, SampleSeeds, check_seeds, resolve_seeds
 from sgm_sde.engine.phi import phi, phi_values
 from tests.by_hand import column
@@ -29,6 +29,16 @@ PHILOX = [
         [0x452821E638D01377, 0xBE5466CF34E90C6C],
         "a528f45403e61d95 38c72dbd566e9788 a5a1610e72fd18b5 57bd43b5e52b7fe6",
     ),
+]
+
+# Of the C code of Widynski's paper: counter, key, word.
+SQUARES = [
+    (0, 0x548C9DECBCE65297, 0x36D88366CEE633A5),
+    (1, 0x548C9DECBCE65297, 0x944716E00E60DFAA),
+    (2, 0x548C9DECBCE65297, 0xC8A8F4E0678654BF),
+    (1023, 0x85493E21F23649A5, 0x88E211A508A3AD75),
+    (2**63, 0x85493E21F23649A5, 0x0B29C612C24356FF),
+    (2**64 - 2, 0xFBE3C695413B867F, 0x7E5A9323B0281FCC),
 ]
 
 
@@ -49,6 +59,13 @@ def test_philox_known_answers(counter: list[int], key: list[int], block: str) ->
         assert run.words(4).tolist() == expected
         run.seek(tuple(counter), tuple(key), skip=3)
         assert run.words(1).tolist() == expected[3:]
+
+
+def test_squares_known_answers() -> None:
+    """Words of the C code, of counters and keys next to one another and of one key for one counter."""
+    counters, keys, words = (np.array(column, dtype=np.uint64) for column in zip(*SQUARES, strict=True))
+    assert np.array_equal(squares(counters, keys), words)
+    assert [int(squares(counter, keys[i : i + 1])[0]) for i, (counter, *_) in enumerate(SQUARES)] == words.tolist()
 
 
 def test_philox_evaluations_agree() -> None:
@@ -117,17 +134,47 @@ def test_noise_is_the_same_however_it_is_had(d: int) -> None:
     assert torch.equal(twice, known[0][[1, 1, 0] * 40])
 
 
-@pytest.mark.parametrize("numbers", [5, 6, 7, 8])
-@pytest.mark.parametrize(
-    "seeds", [SampleSeeds(7, range(LANES + 9)), SampleSeeds(np.arange(9, dtype=np.uint64), range(9))]
-)
-def test_draws_of_one_block_are_the_draws(seeds: SampleSeeds, numbers: int) -> None:
-    """By whatever way, of samples with one seed and with seeds of their own, to the last bit."""
+@pytest.mark.parametrize("d", [1, 2, 7, 63])
+@pytest.mark.parametrize("seeds", [SampleSeeds(7, range(9)), SampleSeeds(np.arange(9, dtype=np.uint64), range(9))])
+def test_numbers_of_nodes_by_hand(seeds: SampleSeeds, d: int) -> None:
+    """Each two numbers from a key of their own, an odd word of the stream's last draw, and the node."""
     stream = NoiseStream(seeds, "path", 0.5)
-    rows = np.random.default_rng(0).permutation(len(seeds))
-    draws = rows.astype(np.uint64) % np.uint64(5)
-    known = stream.at(draws, (len(rows), 8), torch.float32, rows=rows).numpy()
-    assert np.array_equal(stream.of_blocks(draws, rows, numbers).T, known[:, :numbers])
+    keys = stream.keys(d)
+    assert len(np.unique(keys)) == keys.size == 9 * -(-d // 2)
+    assert (keys % 2 == 1).all()
+    for i in range(0, 9, 4):
+        alone = NoiseStream([seeds[i]], "path", 0.5).keys(d)
+        assert np.array_equal(alone[:, 0], keys[:, i])
+
+    nodes = np.arange(3, 12, dtype=np.uint64)
+    z = stream.of_nodes(nodes, keys)
+    for k, i in ((0, 0), (len(keys) - 1, 8)):
+        word = int(squares(int(nodes[i]), keys[k : k + 1, i])[0])
+        radius = math.sqrt(-2 * math.log((word % 2**32 + 0.5) / 2**32))
+        angle = 2 * math.pi * (word >> 32) / 2**32
+        by_hand = [radius * math.cos(angle), radius * math.sin(angle)]
+        np.testing.assert_allclose(z[[k, len(keys) + k], i], by_hand, rtol=1e-4, atol=1e-5)
+    table = stream.of_nodes(nodes[:4, None], keys[:, None])
+    assert np.array_equal(table[:, 2, 5], stream.of_nodes(int(nodes[2]), keys)[:, 5])
+
+
+def test_numbers_of_many_nodes() -> None:
+    """Independent normal numbers for the nodes of a sample, for neighbours among these, and for samples."""
+    n = 200_000
+    stream = NoiseStream(SampleSeeds(3, range(n)), "path", 0.5)
+    keys = stream.keys(2)
+    same = np.broadcast_to(keys[:, :1], keys.shape)
+    nodes = np.arange(1, n + 1, dtype=np.uint64)
+    of_sample = stream.of_nodes(nodes, same)
+    columns = [*(stream.of_nodes(node, keys) for node in (1, 2, 3, 2**63)), of_sample, stream.of_nodes(2 * nodes, same)]
+    z = np.concatenate(columns).astype(np.float64)
+
+    off = 5 / math.sqrt(n)
+    assert np.abs(z.mean(1)).max() < off
+    assert np.abs(np.cov(z) - np.eye(len(z))).max() < off * math.sqrt(2)
+    assert np.abs(np.corrcoef(z**2) - np.eye(len(z))).max() < off
+    assert np.abs((z**4).mean(1) - 3).max() < off * math.sqrt(96)
+    assert np.abs((z[:, 1:] * z[:, :-1]).mean(1)).max() < off
 
 
 def test_draws_made_ahead_are_the_draws() -> None:

@@ -100,7 +100,7 @@ def test_a_manifest_lists_what_is_complete(store: Store) -> None:
     assert sorted(manifest["shards"]) == ["a.safetensors", "b.safetensors"]
     assert manifest["settings"] == json.loads(json.dumps(SETTINGS))
     assert manifest["versions"]["torch"] == torch.__version__
-    assert manifest["versions"]["noise"] == "philox-4x64-10"
+    assert manifest["versions"]["noise"] == "philox-4x64-10, squares-64"
     assert manifest["result"] == {"mean": 1.5}
     store.remove("b")
     with pytest.raises(ValueError, match=r"b.safetensors is missing or damaged"):
