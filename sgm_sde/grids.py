@@ -525,9 +525,10 @@ class Thinned(LogSNR):
 
     With $n$ steps and the data's scale $s$, times lie in log-SNR $\ell$ with a density in proportion to
 
-    $$ w(\ell) = 1 - \Bigl(1 - \min\bigl(1, \tfrac{n+1}{m}\bigr)\Bigr)
-                 \operatorname{sigmoid}\frac{\ell_0 - \ell - 2\log s}{1.5}
-                 - c \operatorname{sigmoid}\frac{\ell - \ell_1 + 2\log s}{1.5} $$
+    $$ w(\ell) = 1 - (1 - a) \operatorname{sigmoid}\frac{\ell_0 - \ell - 2\log s}{1.5}
+                 - (a - b) \operatorname{sigmoid}\frac{-13 - \ell - 2\log s}{1.5}
+                 - c \operatorname{sigmoid}\frac{\ell - \ell_1 + 2\log s}{1.5}, \qquad
+       a = \min\Bigl(1, \frac{n+1}{m}\Bigr), \quad b = \min\Bigl(a, \frac{n+1}{d}\Bigr) $$
 
     from T to the last level of `Widening`, so that the network is evaluated near pure noise as well; where log-SNR is
     unbounded, the grid starts at `largest`.
@@ -535,6 +536,8 @@ class Thinned(LogSNR):
     Args:
         data_std: the scale s, about the standard deviation of the data.
         even: the number m of network calls from which on steps near pure noise are as long as others.
+        even_deep: the number d from which on those below log-SNR -13 are, where processes as rectified flow and capped
+            cosine tables go on for long; its default tells them apart from no others near pure noise.
         last: the factor of the last level, as in `Widening`.
         largest: a bound of the first level in units of s, for a prior of unit scale, larger by as much as the prior is;
             its default is the log-SNR -20.
@@ -561,6 +564,7 @@ class Thinned(LogSNR):
 
     data_std: float = 1.0
     even: float = 45.0
+    even_deep: float = 1.0
     last: float = 8.0
     largest: float = math.exp(10.0)
     near_noise: float = -5.0
@@ -569,13 +573,14 @@ class Thinned(LogSNR):
     to_data: bool = False
     jumps: tuple[float, ...] = ()
 
+    deep: ClassVar[float] = -13.0  # the log-SNR below which processes that start far in the noise have no more to show
     width: ClassVar[float] = 1.5  # of the changes, over which steps stay close to their neighbours in length
 
     __repr__ = Widening.__repr__
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data_std", number("data_std", self.data_std, least=1 / FAR, most=FAR))
-        for name in ("even", "last", "largest"):
+        for name in ("even", "even_deep", "last", "largest"):
             object.__setattr__(self, name, number(name, getattr(self, name), above=0))
         object.__setattr__(self, "near_noise", number("near_noise", self.near_noise, least=-FAR, most=FAR))
         object.__setattr__(self, "near_data", number("near_data", self.near_data, least=self.near_noise, most=FAR))
@@ -603,19 +608,21 @@ class Thinned(LogSNR):
             t_end = _last_time(sde, t_start, self.data_std, self.last / (steps + 1) ** 2)
         return t_start, t_end
 
-    def _count(self, log_snr: Tensor, thin: float) -> Tensor:
-        """The integral of the density w, of which the share `thin` is left out near pure noise."""
+    def _count(self, log_snr: Tensor, calls: int) -> Tensor:
+        """The integral of the density w for a number of network calls."""
+        a = min(1.0, calls / self.even)
+        b = min(a, calls / self.even_deep)
         scale = 2 * math.log(self.data_std)
         noisy = softplus((self.near_noise - scale - log_snr) / self.width)
+        deep = softplus((self.deep - scale - log_snr) / self.width)
         clean = softplus((log_snr - self.near_data + scale) / self.width)
-        return log_snr + self.width * (thin * noisy - self.clean * clean)
+        return log_snr + self.width * ((1 - a) * noisy + (a - b) * deep - self.clean * clean)
 
     def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
-        thin = 1 - min(1.0, len(u) / self.even)
 
         def count(log_snr: Tensor) -> Tensor:
-            return self._count(log_snr, thin)
+            return self._count(log_snr, len(u))
 
         first, last = torch.tensor(self.levels(sde, start, end), dtype=u.dtype, device=u.device)
         whole = count(last) - count(first)

@@ -689,25 +689,28 @@ def test_options_of_a_widening_grid_are_positive(options: dict[str, object]) -> 
         sg.grids.Widening(**options)
 
 
+@pytest.mark.parametrize("even_deep", [1.0, 70.0])
 @pytest.mark.parametrize("steps", [4, 15, 31, 99])
 @pytest.mark.parametrize("process", LINEAR)
-def test_a_thinned_grid_has_the_density_of_its_formula(process: str, steps: int) -> None:
+def test_a_thinned_grid_has_the_density_of_its_formula(process: str, steps: int, even_deep: float) -> None:
     """From T, or log-SNR -20, to 8 / (n + 1)^2; between neighbours the density's integral is the same."""
     sde = LINEAR[process]
-    times = sg.grids.Thinned()(sde, steps).times
+    times = sg.grids.Thinned(even_deep=even_deep)(sde, steps).times
     levels = [float(sde.log_snr(t)) for t in times]
     assert levels[0] == pytest.approx(max(-20.0, float(sde.log_snr(sde.T))), abs=1e-6)
     first, smallest = (math.exp(-level / 2) for level in (levels[0], float(sde.log_snr(sde.eps))))
     assert math.exp(-levels[-1] / 2) == pytest.approx(max(smallest, 8 / (steps + 1) ** 2 * first / (1 + first)))
-    thin = 1 - min(1.0, (steps + 1) / 45)
+    a = min(1.0, (steps + 1) / 45)
+    b = min(a, (steps + 1) / even_deep)
 
-    def density(level: float, thin: float = thin) -> float:
-        return 1 - thin / (1 + math.exp((level + 5) / 1.5)) - 0.4 / (1 + math.exp((2 - level) / 1.5))
+    def density(level: float) -> float:
+        noisy = (1 - a) / (1 + math.exp((level + 5) / 1.5)) + (a - b) / (1 + math.exp((level + 13) / 1.5))
+        return 1 - noisy - 0.4 / (1 + math.exp((2 - level) / 1.5))
 
     counts = [scipy.integrate.quad(density, a, b)[0] for a, b in pairwise(levels)]
     assert max(counts) == pytest.approx(min(counts), rel=1e-5)
-    if steps + 1 >= 45:
-        even = [float(sde.log_snr(t)) for t in sg.grids.Thinned(clean=0.0)(sde, steps).times]
+    if steps + 1 >= max(45, even_deep):
+        even = [float(sde.log_snr(t)) for t in sg.grids.Thinned(clean=0.0, even_deep=even_deep)(sde, steps).times]
         gaps = [b - a for a, b in pairwise(even)]
         assert max(gaps) == pytest.approx(min(gaps), rel=1e-5)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from sgm_sde._utils.checks import check_integer, flag, levels_of, number
 from sgm_sde.grids import GridRule, Karras, LogSNR, Thinned, Uniform, Widening
 from sgm_sde.sampling.defaults import (
+    EVEN_DEEP,
     NARROWEST,
     WIDEST,
     Setting,
@@ -206,4 +207,4 @@ class _Scaled:
 
     @property
     def _thinned(self) -> Thinned:
-        return Thinned(data_std=self.std)
+        return Thinned(even_deep=EVEN_DEEP, data_std=self.std)

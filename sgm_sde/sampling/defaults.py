@@ -30,6 +30,7 @@ NO_SIGNAL_FAR_OUT = 60.0
 LINEAR_FAR_OUT = 20.0
 CENTRED_BELOW = 10.0  # where the network's data estimate tells the mean of the data, and not its own errors
 CENTRED_GUIDED = 3.0  # where guidance has no longer thrown it out of the data
+EVEN_DEEP = 70.0  # calls from which on steps where networks see pure noise are as long as others
 FINAL_NODES = 3  # data estimates that a sample is made from below MANY calls
 # Where a process itself says that its data are not of about unit scale: factors between scale and noise levels.
 BELOW_START = 4.0
@@ -148,10 +149,10 @@ def settings(data_std: float = 1.0) -> tuple[Setting, ...]:
     few, some = (_adams_far_out(nodes, data_std) for nodes in (3, 5))
     many = adams_near_noise(5, 5, data_std, lower_final=False)
 
-    of_few = Thinned(even=16.0, data_std=data_std, to_data=True)
+    of_few = Thinned(even=16.0, even_deep=EVEN_DEEP, data_std=data_std, to_data=True)
     of_fewest = replace(of_few, even=45.0, last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2)
     of_some = replace(of_few, even=30.0, last=5.0, near_noise=-3.0, clean=0.6)
-    of_many = Thinned(last=3.0, near_data=3.0, data_std=data_std)
+    of_many = Thinned(even_deep=EVEN_DEEP, last=3.0, near_data=3.0, data_std=data_std)
     return Setting(fewest, of_fewest), Setting(few, of_few), Setting(some, of_some), Setting(many, of_many)
 
 
@@ -282,13 +283,13 @@ def straight_settings(data_std: float = 1.0) -> tuple[Setting, Setting]:
         ValueError: for a scale below 1e-6 or above 100 000.
 
     Examples:
-        >>> few, more = straight_settings()
-        >>> few.grid == more.grid
-        True
+        >>> [setting.solver.nodes for setting in straight_settings()]
+        [2, 3]
     """
     data_std = number("data_std", data_std, least=NARROWEST, most=WIDEST)
-    grid = Thinned(data_std=data_std, last=3.0, near_noise=-3.0, near_data=3.0)
-    return Setting(straight_adams(2), grid), Setting(straight_adams(3, 3), grid)
+    few = Thinned(data_std=data_std, last=3.0, near_noise=-3.0, near_data=3.0)
+    more = replace(few, even_deep=200.0)
+    return Setting(straight_adams(2), few), Setting(straight_adams(3, 3), more)
 
 
 OF_THREE = 8  # network calls, from which on the default for coupled pairs is through three evaluations
@@ -360,9 +361,9 @@ def default_setting(
     Examples:
         >>> import sgm_sde as sg
         >>> print(default_setting(sg.VPSDE(), 12).grid)
-        Thinned(even=16, to_data=True)
+        Thinned(even=16, even_deep=70, to_data=True)
         >>> print(default_setting(sg.VPSDE()))
-        rosenbrock5-log-signal-sigma0.7-above40-below5-cold-unlowered-unic5 on Thinned(last=3, near_data=3)
+        rosenbrock5-log-signal-sigma0.7-above40-below5-cold-unlowered-unic5 on Thinned(even_deep=70, last=3, near_data=3)
     """
     require_sde(sde)
     budget = 50 if nfe is None else check_integer("nfe", nfe)
