@@ -545,3 +545,11 @@ def test_commands_name_options_as_typed_and_leave_nothing(
         cli.main([command, "--model", "digits", "--quiet", *options, "--out", "made/for/this"])
     assert re.search(words, capsys.readouterr().err)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("t", [10**300, -(10**400)], ids=["beyond single precision", "beyond any float"])
+@pytest.mark.parametrize("call", ["score", "denoised"])
+def test_a_whole_number_too_large_for_a_float_is_a_time_outside(call: str, t: int) -> None:
+    evaluate = {"score": SCORE, "denoised": SCORE.denoised}[call]
+    with pytest.raises(ValueError, match=r"t must lie in \[0, T = 1\], got "):
+        evaluate(torch.zeros(2, 3), t)

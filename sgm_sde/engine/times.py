@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import moment
+from sgm_sde._utils.checks import float_of, moment
 from sgm_sde._utils.shapes import Time
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def require_inside(sde: Process, t: Time) -> None:
         except RuntimeError:  # under vmap
             return
     elif isinstance(t, int | float):
-        low = high = float(t)
+        low = high = float_of(t)
     else:
         return
 

@@ -362,8 +362,8 @@ def default_setting(
         >>> import sgm_sde as sg
         >>> print(default_setting(sg.VPSDE(), 12).grid)
         Thinned(even=16, even_deep=70, to_data=True)
-        >>> print(default_setting(sg.VPSDE()))
-        rosenbrock5-log-signal-sigma0.7-above40-below5-cold-unlowered-unic5 on Thinned(even_deep=70, last=3, near_data=3)
+        >>> print(default_setting(sg.VPSDE()).grid)
+        Thinned(even_deep=70, last=3, near_data=3)
     """
     require_sde(sde)
     budget = 50 if nfe is None else check_integer("nfe", nfe)
