@@ -341,17 +341,20 @@ class _Running:
         ok = error <= 1
         active.h = self._next_step(error, ok)
 
-        active.u = np.where(ok, active.u_next, active.u)
-        active.y = _choose(ok, attempt.y, active.y)
-        active.carry = _choose(ok, attempt.carry, attempt.carry_rejected)
+        failed = np.flatnonzero(~ok)
+        active.u = _choose_numbers(failed, active.u_next, active.u)
+        active.y = _choose(failed, attempt.y, active.y)
+        active.carry = _choose(failed, attempt.carry, attempt.carry_rejected)
         self.stepper.advance(active.samples, active.u, ok)
 
-        active.last_error = np.where(ok, error, active.last_error)
-        active.nan_count = np.where(known, 0, active.nan_count + 1)
+        active.last_error = _choose_numbers(failed, error, active.last_error)
+        active.nan_count = _choose_numbers(
+            np.flatnonzero(~known), np.zeros_like(active.nan_count), active.nan_count + 1
+        )
         active.last_accepted = ok
         active.may_grow = ok
         active.accepted += ok
-        active.rejected += ~ok
+        active.rejected[failed] += 1
         return ok
 
     def _errors(self, attempt: Attempt) -> tuple[np.ndarray, np.ndarray]:
@@ -436,15 +439,24 @@ class _Running:
         )
 
 
-def _choose(ok: np.ndarray, accepted: State, rejected: State) -> State:
-    """One of two states for each sample."""
-    if ok.all():
+def _choose(failed: np.ndarray, accepted: State, rejected: State) -> State:
+    """One of two states for each sample, the second for those of these numbers."""
+    if not len(failed):
         return accepted
-    if not ok.any():
+    if rejected and len(failed) == len(rejected[0]):
         return rejected
 
-    failed = torch.from_numpy(np.flatnonzero(~ok)).to(accepted[0].device)
-    return tuple(a.index_copy(0, failed, b.index_select(0, failed)) for a, b in zip(accepted, rejected, strict=True))
+    rows = torch.from_numpy(failed).to(accepted[0].device)
+    return tuple(a.index_copy(0, rows, b.index_select(0, rows)) for a, b in zip(accepted, rejected, strict=True))
+
+
+def _choose_numbers(failed: np.ndarray, accepted: np.ndarray, rejected: np.ndarray) -> np.ndarray:
+    """The same of two numbers for each sample."""
+    if not len(failed):
+        return accepted
+    chosen = accepted.copy()
+    chosen[failed] = rejected[failed]
+    return chosen
 
 
 @runtime_checkable
@@ -696,6 +708,8 @@ class EmbeddedStepper(Counting):
         total = values[first - 1] * weights[first]
         for j in others:
             total = total.add_(values[j - 1], alpha=weights[j])
+        if weights[0] == 1:
+            return torch.addcmul(y, total, h)
         total = total.mul_(h)
         return total.add_(y, alpha=weights[0]) if weights[0] else total
 

@@ -6,6 +6,7 @@ States on a grid lie on no single trajectory; the score says what their jumps fr
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +14,16 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.shapes import column, dot
-from sgm_sde.likelihood.errors import ALIASED, COARSE, probe_error, quadrature_error, ratio, rounded, sensitivity
+from sgm_sde.likelihood.errors import (
+    ALIASED,
+    AT_A_TIME,
+    COARSE,
+    probe_error,
+    quadrature_error,
+    ratio,
+    rounded,
+    sensitivity,
+)
 from sgm_sde.likelihood.multistep import Weights
 from sgm_sde.likelihood.nodes import Crossing, Nodes, combined, fixed_grid, forget_before, weighted
 from sgm_sde.likelihood.problem import FLAT, Problem, Solution
@@ -247,16 +257,15 @@ class Integrals(Crossing):
         of_divergence, roughness = quadrature_error(
             self._divergence(terms), self.grid.table, self.grid.longest, self.aliased
         )
-        of_slopes = torch.stack(self._of_slopes).double()
-        of_nodes = torch.stack(self._of_nodes, 1).double()
-        of_rule, of_trust, of_wave = of_nodes.sum(1)
-        rough_slopes = of_slopes.square().sum(0).sqrt()
+        of_slopes, squares_of_slopes = _sums(self._of_slopes)
+        (of_rule, of_trust, of_wave), _ = _sums(self._of_nodes)
+        rough_slopes = squares_of_slopes.sqrt()
         farthest = self._farthest.double().sqrt()
 
         # The sum of the slopes' errors may be small by chance where they are rough: their sizes count as well.
         errors = [
             SAFETY * of_divergence,
-            SAFETY * of_slopes.sum(0),
+            SAFETY * of_slopes,
             SAFETY * of_rule,
             SAFETY * of_trust,
             self.fluctuation * of_wave,
@@ -277,7 +286,8 @@ class Integrals(Crossing):
         """
         unit = rounded(volume.dtype)
         moved, untrusted = self._sensitivity.sqrt()
-        of_trust = torch.stack(self._of_nodes, 1)[1].double().square().sum(0).sqrt()
+        _, squares_of_trust = _sums([of_trust for _, of_trust, _ in self._of_nodes])
+        of_trust = squares_of_trust.sqrt()
         of_terms = terms[:, :, : self.estimate.columns].mean(2).square().sum(0).sqrt()
         parts = [
             unit * moved,
@@ -302,8 +312,7 @@ class Integrals(Crossing):
 
     def _asymmetry(self) -> Tensor:
         """|J - J^T| / |J + J^T| of the Jacobian along the way (B,), 1 at most."""
-        squares = torch.stack([trace.mT[-2:] for trace in self._traces]).detach().double().sum(0)
-        skew, symmetric = squares
+        (skew, symmetric), _ = _sums([trace.detach().mT[-2:] for trace in self._traces])
         return ratio(skew, symmetric).sqrt().clamp(max=1.0)
 
     def _probe_error(self, terms: Tensor) -> tuple[Tensor, Tensor]:
@@ -339,6 +348,19 @@ class Integrals(Crossing):
         _, factors = self._factors()
         squares = torch.from_numpy(factors).to(terms)[:, None].square()
         return torch.stack([trace[:, -3] for trace in self._traces]).detach().double() * squares
+
+
+def _sums(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Sums (*, B) over nodes of values (*, B) each, and of their squares, in float64, of some samples at a time."""
+    of_nodes = torch.stack(list(values))
+    step = max(1, AT_A_TIME * of_nodes.shape[-1] // max(1, of_nodes.numel()))
+    sums = []
+    squares = []
+    for some in torch.split(of_nodes, step, -1):
+        double = some.double()
+        sums.append(double.sum(0))
+        squares.append(double.square().sum(0))
+    return torch.cat(sums, -1), torch.cat(squares, -1)
 
 
 def on_grid(

@@ -9,7 +9,7 @@ leaves less variance.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -29,6 +29,8 @@ from sgm_sde.scores.score import Score
 PROBES = ("rademacher", "gaussian")
 BASES = ("pixel", "colour", "dct")
 BLOCK = 16  # rows and columns of the Jacobian in which an exact trace looks at its symmetry
+CLOSE = 4  # numbers of a sample whose neighbours are near enough in memory to be taken from where they are
+HELD = 2**18  # numbers of the unit vectors of all rows, up to which these are made once
 DRAWS = 2**24  # that a run has to itself
 FEW_DIMENSIONS = 16  # up to which the exact trace is the default: its products cost less than the noise of probes
 FIXED_PROBES = 4  # of samples that leave a grid, at least, where probes cannot be fresh
@@ -135,6 +137,8 @@ class ExactTrace:
 
     def __init__(self, chunk: int) -> None:
         self.chunk = chunk
+        self._of: tuple[object, ...] = ()  # what outputs the units are like
+        self._units: dict[int, Tensor] = {}
 
     def run(self, number: int) -> ExactTrace:
         """Itself: nothing is drawn."""
@@ -150,29 +154,40 @@ class ExactTrace:
 
     def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
         d = x[0].numel()
-        total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-        seen: list[Tensor] = []  # of the first rows, (rows, columns, B): samples last, along which sums are taken
+        terms: list[Tensor] = []
+        seen: list[Sequence[Tensor]] = []  # columns (B,) of the first rows
         for i in range(0, d, self.chunk):
-            rows_of_J = torch.arange(i, min(i + self.chunk, d), device=x.device)
-            products = self._rows(out, x, rows_of_J, keep)
-            here = torch.arange(len(rows_of_J), device=x.device)
-            total = total + products[here, :, rows_of_J].sum(0)
-            if i < BLOCK:
-                seen.append(products[: BLOCK - i, :, :BLOCK].detach().mT)
+            for product in self._rows(out, x, range(i, min(i + self.chunk, d)), keep):
+                k = len(terms)
+                terms.append(product[:, k])
+                if k < BLOCK:
+                    columns = product.detach()[:, :BLOCK].mT
+                    seen.append((columns if d <= CLOSE else columns.contiguous()).unbind())
 
-        return torch.stack([total, torch.zeros_like(total), *_skew_and_symmetric(torch.cat(seen))]).mT
+        total = sum(terms[1:], terms[0])
+        return torch.stack([total, torch.zeros_like(total), *_skew_and_symmetric(seen)]).mT
 
-    def _rows(self, out: Tensor, x: Tensor, at: Tensor, keep: bool) -> Tensor:
+    def _rows(self, out: Tensor, x: Tensor, at: range, keep: bool) -> Tensor:
         """Some rows (n,) of the Jacobian, (n, B, d)."""
-        n = len(at)
         d = x[0].numel()
-        v = torch.zeros(n, len(x), d, dtype=x.dtype, device=x.device)
-        v[torch.arange(n, device=x.device), :, at] = 1
-        if self.chunk == 1:
-            products = _vjp(out, x, v[0].view_as(out), keep)[None]
-        else:
-            products = _vjp(out, x, v.view(n, *out.shape), keep, batched=True)
-        return products.reshape(n, len(x), d)
+        v = torch.stack([self._unit(k, out, d) for k in at]) if self.chunk > 1 else self._unit(at[0], out, d)
+        products = _vjp(out, x, v, keep, batched=self.chunk > 1)
+        return products.reshape(len(at), len(x), d)
+
+    def _unit(self, k: int, out: Tensor, d: int) -> Tensor:
+        """A state of zeros but for number k of each sample, of the shape of the output."""
+        if self._of != (out.shape, out.dtype, out.device):
+            self._of = out.shape, out.dtype, out.device
+            self._units.clear()
+        if k in self._units:
+            return self._units[k]
+
+        unit = torch.zeros(len(out), d, dtype=out.dtype, device=out.device)
+        unit[:, k] = 1
+        unit = unit.view(out.shape)
+        if d * unit.numel() <= HELD:
+            self._units[k] = unit
+        return unit
 
     def __str__(self) -> str:
         return "its exact trace"
@@ -278,11 +293,17 @@ def _asymmetry(z: Tensor, y: Tensor, z_J: Tensor, y_J: Tensor) -> tuple[Tensor, 
     return (z_J_y - y_J_z).square(), (z_J_y + y_J_z).square()
 
 
-def _skew_and_symmetric(J: Tensor) -> tuple[Tensor, Tensor]:
-    """|J - J^T|^2 and |J + J^T|^2 (B,) of matrices (n, n, B)."""
-    transposed = J.transpose(0, 1)
-    skew = (J - transposed).square().sum((0, 1))
-    symmetric = (J + transposed).square().sum((0, 1))
+def _skew_and_symmetric(J: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+    """|J - J^T|^2 and |J + J^T|^2 (B,) of matrices from their numbers (B,); each pair off the diagonal counts twice."""
+    skew = torch.zeros_like(J[0][0])
+    symmetric = torch.zeros_like(skew)
+    for i, row in enumerate(J):
+        symmetric.addcmul_(row[i], row[i], value=4)
+        for j in range(i):
+            difference = row[j] - J[j][i]
+            both = row[j] + J[j][i]
+            skew.addcmul_(difference, difference, value=2)
+            symmetric.addcmul_(both, both, value=2)
     return skew, symmetric
 
 

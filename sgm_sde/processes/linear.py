@@ -139,6 +139,7 @@ class LinearSDE(SDE):
     """
 
     marginal_kind: ClassVar[MarginalKind] = "scalar"
+    keeps_float32: ClassVar[bool] = False  # whether time, alpha and sigma of noise levels in float32 are as accurate
 
     @staticmethod
     def from_schedule(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -155,6 +156,8 @@ class VPSDE(_LinearBetaSDE, VariancePreservingSDE):
         >>> round(float(sde.alpha(1.0)), 6), round(float(sde.sigma(1e-3)), 6)
         (0.006572, 0.010485)
     """
+
+    keeps_float32: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,7 @@ class Flow:
 
     def _time_of(self, u: Tensor, noise_level: Tensor, sde: LinearSDE) -> Tensor:
         """t at the places u, where sigma / alpha is known."""
-        t = sde.time_of_noise_level(noise_level).clamp_(min(self.ends), max(self.ends))
+        t = sde.time_of_noise_level(noise_level).double().clamp_(min(self.ends), max(self.ends))
         for end, t_end in zip((self.start, self.end), self.ends, strict=True):
             there = u.numpy() == end
             if there.any():
@@ -226,11 +226,17 @@ class Flow:
         _, k, _ = self._marginal(u, sde)
         return self._scale(k)
 
-    def _marginal(self, u: Tensor, sde: LinearSDE) -> tuple[Tensor, MarginalAt, tuple[Tensor, Tensor]]:
-        """Times, the process' coefficients, and alpha and sigma of the scaled state at the places u."""
+    def _marginal(
+        self, u: Tensor, sde: LinearSDE, dtype: torch.dtype = torch.float64
+    ) -> tuple[Tensor, MarginalAt, tuple[Tensor, Tensor]]:
+        """Times, the process' coefficients, and alpha and sigma of the scaled state at the places u; in a dtype where
+        the process keeps it."""
         assert self.coordinate.state is not None
         u = u.clamp(min(self.start, self.end), max(self.start, self.end))
         alpha, sigma = self.coordinate.state(u)
+        if sde.keeps_float32:
+            alpha = alpha.to(dtype)
+            sigma = sigma.to(dtype)
         noise_level = sigma / alpha
         t = self._time_of(u, noise_level, sde)
         return t, sde.values(t, noise_level), (alpha, sigma)
@@ -246,7 +252,7 @@ class Flow:
     def _values(self, u: Tensor, like: Tensor) -> tuple[Tensor | float, ...]:
         """The fields of `_Coefficients` at the places u (m,)."""
         assert has_scalar_marginal(self.sde)
-        t, k, state = self._marginal(u, self.sde)
+        t, k, state = self._marginal(u, self.sde, torch.promote_types(like.dtype, torch.float32))
         coefficients = convert(self.model.score.prediction, self.target, k, state=state)
         return self.model.round_times(t.numpy(), like), self._scale(k), *coefficients
 

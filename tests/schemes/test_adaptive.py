@@ -388,6 +388,27 @@ def test_what_is_known_is_not_evaluated_again(stale: list[bool], expected: list[
     assert [i for i in range(5) if stepper.evaluations[i]] == sorted(i for who, _ in asked for i in who)
 
 
+@pytest.mark.parametrize("betas", [(0.1, 20.0), (0.001, 5.0), (3.0, 3.0)])
+@pytest.mark.parametrize("prediction", ["data", "noise", "v", "score", "flow"])
+@pytest.mark.parametrize("variable", ["flow-time", "noise-level", "log-snr"])
+def test_coefficients_in_single_precision(variable: str, prediction: str, betas: tuple[float, float]) -> None:
+    """Those of states in float32 are the others but for some roundings, times among them, and at the ends these are."""
+    sde = sg.VPSDE(*betas, eps=1e-5)
+    score = sg.Score(lambda x, t: x, sde, prediction)
+    ends = (sde.T, sde.eps)
+    flow = Flow(bind(score, sde, ends), variable, ends, 100)
+    inside = torch.linspace(0, 1, 100, dtype=torch.float64)
+    u = flow.start + inside * (flow.end - flow.start)
+    u[-1] = flow.end
+    single = flow._values(u, torch.zeros(0))
+    double = flow._values(u, torch.zeros(0, dtype=torch.float64))
+    for one, other in zip(single, double, strict=True):
+        exact = torch.as_tensor(other).double()
+        atol = 1e-6 * float(exact.abs().amin()) if exact.amin() * exact.amax() > 0 else 1e-6  # that of a change of sign
+        torch.testing.assert_close(torch.as_tensor(one).double(), exact, rtol=1e-6, atol=atol)
+    assert [float(single[0][k]) for k in (0, -1)] == [1.0, np.nextafter(np.float32(1e-5), np.float32(1))]  # inside
+
+
 @pytest.mark.parametrize("sde", LINEAR.values(), ids=LINEAR)
 @pytest.mark.parametrize("prediction", ["data", "noise", "v", "rectified"])
 @pytest.mark.parametrize("variable", ["log-snr", "noise-level", "flow-time", "time"])
