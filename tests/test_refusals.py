@@ -348,7 +348,7 @@ def test_refusals_name_what_was_typed(case: str) -> None:
 def test_times_at_the_ends_are_taken_as_precise_as_they_are(t: Any) -> None:
     """Of any precision; and under a transformation, which has no numbers to look at."""
     x = torch.ones(2, 2)
-    assert SCORE(x, t).shape == VP.marginal(x, t)[0].shape == x.shape
+    assert SCORE.denoised(x, t).shape == VP.marginal(x, t)[0].shape == x.shape
     alone = torch.func.vmap(lambda x, t: SCORE(x[None], t[None])[0])
     torch.testing.assert_close(alone(x, torch.tensor([0.3, 0.6])), SCORE(x, torch.tensor([0.3, 0.6])))
 
@@ -553,3 +553,26 @@ def test_a_whole_number_too_large_for_a_float_is_a_time_outside(call: str, t: in
     evaluate = {"score": SCORE, "denoised": SCORE.denoised}[call]
     with pytest.raises(ValueError, match=r"t must lie in \[0, T = 1\], got "):
         evaluate(torch.zeros(2, 3), t)
+
+
+@pytest.mark.parametrize("t", [0.0, -1e-9, torch.tensor(0.0), torch.tensor([0.5, 0.0])], ids=case_id)
+@pytest.mark.parametrize("process", [sg.VPSDE(), sg.EDMSDE(), sg.RectifiedFlowSDE(), sg.presets.ddpm()], ids=case_id)
+def test_a_point_has_no_score(process: sg.LinearSDE, t: float | Tensor) -> None:
+    score = sg.from_noise(lambda x, t: 0.5 * x, process)
+    x = torch.ones(2, 3)
+    with pytest.raises(
+        ValueError, match=f"there is no score at t=0, where sigma = 0: take times from eps = {process.eps:g}"
+    ):
+        score(x, t)
+
+
+def test_a_process_that_is_noisy_at_its_start_has_a_score_there() -> None:
+    score = sg.from_noise(lambda x, t: torch.ones_like(x), sg.VESDE(sigma_min=0.01, sigma_max=50.0))
+    torch.testing.assert_close(score(torch.ones(2, 3), 0.0), torch.full((2, 3), -100.0))
+
+
+@pytest.mark.parametrize("call", ["score", "denoised"])
+def test_true_is_no_time(call: str) -> None:
+    evaluate = {"score": SCORE, "denoised": SCORE.denoised}[call]
+    with pytest.raises(TypeError, match="t must be a time, got True"):
+        evaluate(torch.zeros(2, 3), True)

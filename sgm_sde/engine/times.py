@@ -36,25 +36,31 @@ def at_ends(sde: Process, t: float, *more: float, option: str = "t") -> float:
     return next((float(end) for end in (sde.T, sde.eps, *more) if same_time(t, end)), t)
 
 
-def require_inside(sde: Process, t: Time) -> None:
-    """Raise ValueError for times that lie outside [0, T] by more than rounding.
+def require_inside(sde: Process, t: Time) -> tuple[float, float] | None:
+    """The first and the last of some times; None where they are not looked at.
 
     Tensors on other devices, which would have to be waited for, and those of a transformation or a compiler, which have
     no numbers yet, are not looked at.
+
+    Raises:
+        ValueError: for times that lie outside [0, T] by more than rounding.
+        TypeError: for True and False.
     """
     rounding = ROUNDING
     if isinstance(t, Tensor):
         if t.device.type != "cpu" or not t.numel() or not t.is_floating_point() or torch.compiler.is_compiling():
-            return
+            return None
         rounding = max(ROUNDING, torch.finfo(t.dtype).eps)
         try:
             low, high = (float(end) for end in t.detach().aminmax())
         except RuntimeError:  # under vmap
-            return
+            return None
+    elif isinstance(t, bool):
+        raise TypeError(f"t must be a time, got {t}")
     elif isinstance(t, int | float):
         low = high = float_of(t)
     else:
-        return
+        return None
 
     if not (low >= -rounding * sde.T and high <= (1 + rounding) * sde.T):
         outside = low if low < 0 else high
@@ -62,3 +68,4 @@ def require_inside(sde: Process, t: Time) -> None:
             f"t must lie in [0, T = {sde.T:g}], got {outside:g}: times are those of the process, and `time_label=` "
             f"makes of them what the network was trained with"
         )
+    return low, high

@@ -296,10 +296,11 @@ class Score(Value, ReachesNetwork):
         """The score at x (B, *) and t, () or (B,).
 
         Raises:
-            ValueError: for a flow of coupled pairs, which gives none, and times outside [0, T]; on another device than
-                the CPU they are not looked at.
+            ValueError: for a flow of coupled pairs, which gives none, times outside [0, T], and t = 0 where nothing
+                there is noise; on another device than the CPU they are not looked at.
+            TypeError: for a time that is True or False.
         """
-        require_inside(self.sde, t)
+        self._require_noise(t)
         return self.predict("score", x, t, **kwargs)
 
     def denoised(self, x: Tensor, t: Time, **kwargs: object) -> Tensor:
@@ -310,6 +311,17 @@ class Score(Value, ReachesNetwork):
         """
         require_inside(self.sde, t)
         return self.predict("data", x, t, **kwargs)
+
+    def _require_noise(self, t: Time) -> None:
+        """Raise ValueError for times outside [0, T], and for t = 0 if sigma = 0 there: a point has no score."""
+        ends = require_inside(self.sde, t)
+        if ends is None or ends[0] > 0 or not has_scalar_marginal(self.sde):
+            return
+        if float(self.sde.sigma(0.0)) == 0:
+            raise ValueError(
+                f"there is no score at t=0, where sigma = 0: take times from eps = {self.sde.eps:g} on, or "
+                f"denoised(x, t)"
+            )
 
     def __repr__(self) -> str:
         name = type(self.net).__name__ if isinstance(self.net, nn.Module) else function_name(self.net, "net")
