@@ -128,8 +128,8 @@ class Integrals(Crossing):
         super()._hold(k, x, r)
         with torch.no_grad():
             square = sensitivity(self._states[k], self._scores[k])
-            shares = rates.trusted, 1 - rates.trusted
-            self._sensitivity += torch.stack([square * share**2 for share in shares])
+            for of_share, share in zip(self._sensitivity, (rates.trusted, 1 - rates.trusted), strict=True):
+                of_share.add_(square, alpha=share**2)
         if k == self._noise:
             self._off_prior = self._off_prior_at(x.detach(), self._scores[k].detach() / self.grid.spreads[k])
 
@@ -148,7 +148,8 @@ class Integrals(Crossing):
         self._jumps[i] = jump
 
         with torch.no_grad():
-            ends = self.rates[i].trusted * self._scores[i] + self.rates[i + 1].trusted * self._scores[i + 1]
+            trusted = self.rates[i].trusted, self.rates[i + 1].trusted
+            ends = combined(trusted, self._scores[i], self._scores[i + 1])
             off = weighted(self.grid.table.corrections[i], self._slopes)
             of_slopes = torch.zeros_like(dot(jump, jump)) if off is None else dot(ends, off) / 2
         self._of_slopes.append(of_slopes)
@@ -169,30 +170,29 @@ class Integrals(Crossing):
         with torch.no_grad():
             of_rule = trusted * (dot(score, self._moved_at(k, self.grid.table.coarse_shares)) - product)
             of_trust = (1 - trusted) * product
-            of_wave = trusted * dot(self._wave(k), moved)
+            square = dot(score, score)
+            of_wave = trusted * self._along_wave(k, square, moved)
             self._of_nodes.append(torch.stack([of_rule, of_trust, of_wave]))
 
-            size = column(dot(score, score).sqrt(), moved)
+            size = column(square.sqrt(), moved)
             self._moved.addcmul_(size, moved, value=trusted)
             self._farthest = torch.maximum(self._farthest, dot(self._moved, self._moved))
 
-    def _wave(self, k: int) -> Tensor:
-        r"""The difference of the score at node k from the mean of those two nodes before and behind, as far as it is
-        that of pure noise, -z.
+    def _along_wave(self, k: int, square: Tensor, moved: Tensor) -> Tensor:
+        r"""The inner product (B,) of a move with the wave of the score at node k, as far as that is pure noise, -z.
 
+        The wave is the score's difference from the mean of those two nodes before and behind; `square` is $|s|^2$.
         There the gradient of the flow's log-density is smooth, so that a wave is an error of the score; the jumps have
         the same wave, and what it says of them adds up.
         """
         score = self._scores[k]
         if k - 2 not in self._scores or k + 2 not in self._scores:
-            return torch.zeros_like(score)
+            return torch.zeros_like(square)
         off = score + self._states[k]
-        unlike = LIKE_PRIOR**2 * ratio(dot(off, off), dot(score, score))
-        share = 1 / (1 + unlike.square())
-        before = self._scores[k - 2]
-        behind = self._scores[k + 2]
-        wave = score - (before + behind) / 2
-        return column(share, score) * wave
+        unlike = LIKE_PRIOR**2 * ratio(dot(off, off), square)
+        around = self._scores[k - 2] + self._scores[k + 2]
+        wave = around.mul_(-0.5).add_(score)
+        return dot(wave, moved) / unlike.square_().add_(1)
 
     def _moved_at(self, k: int, shares: tuple[Weights, ...]) -> Tensor:
         """Share of the jumps that goes with the score at node k."""
