@@ -41,6 +41,7 @@ from tqdm import tqdm
 import sgm_sde as sg
 from benchmarks import bed_networks, command, rough_scores
 from sgm_sde.likelihood import AdaptiveFlow, FixedGrid, Hutchinson, LikelihoodWarning
+from sgm_sde.likelihood.nodes import first_grid
 
 F64 = torch.float64
 FLOOR = 1e-6  # nats/dim
@@ -126,6 +127,12 @@ class Bed:
     def half(self) -> str:
         """`"chosen on"` or `"reported"`."""
         return half(self.name)
+
+    @property
+    def first_grid(self) -> FixedGrid:
+        """That of the default, alone."""
+        s = FixedGrid().data_std
+        return FixedGrid(first_grid(self.sde, self.sde.likelihood_eps, s))
 
     def truth(self) -> Tensor:
         """The log-densities (B,)."""
@@ -215,14 +222,14 @@ def measure(bed: Bed, seeds: int) -> dict[str, Any]:
     truth, d = bed.truth(), bed.x[0].numel()
     score, asked = counted(bed.score)
     result = replace(bed, score=score).log_prob(trace="exact")
-    first = bed.log_prob(trace="exact", method=FixedGrid(48))
+    first = bed.log_prob(trace="exact", method=bed.first_grid)
     row: dict[str, Any] = {"bed": bed.name, "kind": bed.kind, **quantities(result.value - truth, result.error, d)}
     grid = quantities(first.value - truth, first.error, d)
     row |= {f"first grid: {name}": value for name, value in grid.items()}
     row |= {"calls": result.nfe, "calls a sample": sum(asked) / len(bed.x), "unresolved": len(result.unresolved)}
     if seeds and d > 1:
         # Of each seed the truth is the value with the exact trace and the error stated with probes.
-        runs = [bed.log_prob(trace=Hutchinson(), method=FixedGrid(48), seed=k) for k in range(seeds)]
+        runs = [bed.log_prob(trace=Hutchinson(), method=bed.first_grid, seed=k) for k in range(seeds)]
         inside = [(low <= first.value) & (first.value <= high) for low, high in (_by_probes(run) for run in runs)]
         row["interval"] = float(torch.stack(inside).double().mean())
         row["stated with probes: bounded"] = quantities(first.value - truth, runs[0].error, d)["bounded"]
@@ -286,7 +293,7 @@ def precision(chosen: Iterable[Bed]) -> Iterator[dict[str, Any]]:
     for bed in chosen:
         single, double = in_single_precision(bed), replace(bed, x=bed.x.float().double(), known=None)
         truth, d = double.truth(), bed.x[0].numel()
-        for name, method in {"default": FixedGrid(), "one grid": FixedGrid(48), "adaptive": AdaptiveFlow()}.items():
+        for name, method in {"default": FixedGrid(), "one grid": bed.first_grid, "adaptive": AdaptiveFlow()}.items():
             found, same = (one.log_prob(trace="exact", method=method) for one in (single, double))
             row = quantities(found.value.double() - truth, found.error.double(), d)
             change = float((found.value.double() - same.value).abs().quantile(0.95)) / d
@@ -312,10 +319,10 @@ def coverage(chosen: Iterable[Bed], seeds: int) -> Iterator[dict[str, Any]]:
             continue
         if bed.kind != "network" and bed.name.split("/")[0] not in ("mixture-2-off", "mixture-4", "points"):
             continue
-        exact = bed.log_prob(trace="exact", method=FixedGrid(48)).value.repeat_interleave(seeds)
+        exact = bed.log_prob(trace="exact", method=bed.first_grid).value.repeat_interleave(seeds)
         many = replace(bed, x=bed.x.repeat_interleave(seeds, 0))
         for n in (1, 2, 4):
-            found = many.log_prob(method=FixedGrid(48), trace=Hutchinson(n), seed=[*range(seeds)] * len(bed.x))
+            found = many.log_prob(method=bed.first_grid, trace=Hutchinson(n), seed=[*range(seeds)] * len(bed.x))
             low, high = _by_probes(found)
             spread = (found.value - exact).square().mean().sqrt() / found.stderr.square().mean().sqrt()
             inside = float(((low <= exact) & (exact <= high)).double().mean())

@@ -44,6 +44,7 @@ class _Along(Integrals):
     off_prior = 12.0
     fluctuation = 0.0  # steps are uneven, and their rules no sign of a wave
     aliased = CANCELLED
+    kinked = 0.0
 
     def plan(self, program: Program) -> Plan:
         """The program made ready for what the network predicts."""

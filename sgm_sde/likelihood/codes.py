@@ -22,7 +22,6 @@ from torch import Tensor
 from sgm_sde._utils.shapes import dimension, row_sums
 from sgm_sde.engine.adaptive import rms
 from sgm_sde.likelihood.errors import rounded, share_unresolved
-from sgm_sde.likelihood.multistep import terms
 from sgm_sde.likelihood.nodes import Crossing, GridFlow, reach, weighted
 from sgm_sde.likelihood.own_steps import Ends, NormalisedFlow
 from sgm_sde.likelihood.problem import Problem
@@ -54,7 +53,7 @@ class _Path(Crossing):
 
     def __init__(self, problem: Problem, grid: GridFlow) -> None:
         table = grid.table
-        self.rules = [table.corrections, terms(table.remainders[1])]
+        self.rules = table.corrections[:2]
         reaches = [reach(i, table.integrals, *self.rules) for i in range(len(grid.times) - 1)]
         super().__init__(problem.model, grid, reaches)
         self._off = torch.zeros_like(problem.x.detach())  # of the state from the path

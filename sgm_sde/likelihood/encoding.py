@@ -156,14 +156,15 @@ def _with_density(
     estimate = resolve_trace(trace, state).estimate(state, seeds, True)
     model = TraceScore(score, sde, (eps, sde.T), model_kwargs, len(z))
     problem = Problem(model, state, eps, estimate, to_noise=False, prior_std=sde.prior_std)
+    steps = method.steps_on(problem)
     with torch.set_grad_enabled(grad):
-        found, _ = on_grid(problem, method.n_steps, method.data_std)
+        found, _ = on_grid(problem, steps, method.data_std)
         value = sde.prior_log_prob(state) - found.volume
     check_finite(value, "the log-likelihood")
     check_finite(found.latent, "the other end")
 
     x = found.latent.to(z.dtype)
-    times = fixed_grid(sde, eps, method.n_steps, method.data_std, False).times
+    times = fixed_grid(sde, eps, steps, method.data_std, False).times
     unresolved = unknown_densities(found.stated, problem.d)
     result = FlowResult(
         x,

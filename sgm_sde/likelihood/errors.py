@@ -26,13 +26,15 @@ more than 1.2 R, the wave is faster than the nodes, which see a slower one inste
 random trace the companion is integrated: the independent errors of fresh probes would count as roughness of the
 integrand.
 
-Of a kink within an interval all rules know as little, and what they add to one another is a twentieth of the error,
-where $r'_i$ is no smaller than $r_i$. The roughness
+Of a kink within an interval all rules know as little, and what they add to one another is a hundredth of the error, but
+no less from rule to rule: a rule of twelve slopes adds $r''_i$, which is as large as $r_i$ at a kink, and several times
+smaller where an integrand is smooth, be it resolved or not. So
 
-$$ \min\Big(30\,\Big(\sum_i \max(r_i, r'_i)^2 \min(1, R'_i/R_i)^4\Big)^{1/2},\ 2.5\,d_1\Big) , $$
+$$ \min\Big(100\,\Big(\sum_i \max(r'_i, r''_i)^2 \min(1, R''_i/R_i)^6\Big)^{1/2},\ 2.5\,d_1\Big) , $$
 
-with $R_i$ and $R'_i$ over the five intervals around i, is of its size, and vanishes where the integrand is resolved.
-It is large on nodes that do not resolve what is smooth as well, so that it takes a second grid to tell (`refinement`).
+with $R_i$ and $R''_i$ over the five intervals around i, is of the size of what kinks leave, and vanishes elsewhere. The
+three intervals at either end are left out, where polynomials through nodes on one side oscillate. The slopes have kinks
+of their own, of which the same is taken from what the rules do to them (`of_kinks`).
 
 **Steps.** What the embedded errors of the steps of Dormand and Prince's pair do to the log-density is added up, each
 step's grown by its `stiffness`, the sum as `smoothness` and the tolerance do. Of jumps within a step,
@@ -61,7 +63,9 @@ CANCELLED = 2.5  # times the sum of that over steps that are not so short: of a 
 FASTER = 1.2  # times what rules of 8 add, from which what those of 10 add to that says that a wave is faster than nodes
 ALIASED = 20.0  # times the sum of it then
 AROUND = 5  # intervals over which it is seen whether rules of more slopes gain anything
-OF_KINK = 30.0  # times what they add where they gain nothing, of the size of what a kink leaves
+AT_ENDS = 3  # intervals at either end, over which polynomials through nodes on one side oscillate
+KINKED = 3  # of R''^2/R^2, of how little they do
+OF_KINK = 100.0  # times what they add where they gain nothing, of the size of what a kink leaves
 OF_HALF = 2.5  # times d_1, which that is at most
 NEIGHBOURS = 7  # nodes over which a variance is averaged
 AT_A_TIME = 2**18  # values whose error is found together, which stay in a core's cache
@@ -87,7 +91,7 @@ def share_unresolved(R: Tensor, R_of_more: Tensor) -> Tensor:
 def quadrature_error(
     values: Tensor, table: Quadrature, longest: float = 0.0, aliased: float = ALIASED
 ) -> tuple[Tensor, Tensor]:
-    """Error (B,) of the integral of what has values (nodes, B) at the nodes, and its roughness (B,).
+    """Error (B,) of the integral of what has values (nodes, B) at the nodes, and what kinks may add to that (B,).
 
     Args:
         values: at the nodes.
@@ -98,17 +102,17 @@ def quadrature_error(
     rules = torch.from_numpy(table.remainders).to(values).flatten(0, 1).to_sparse()  # each of a few nodes
     found = []
     for some in torch.split(values, max(1, AT_A_TIME // len(values)), 1):
-        remainders = torch.sparse.mm(rules, some).view(2, len(values) - 1, some.shape[1])
+        remainders = torch.sparse.mm(rules, some).view(-1, len(values) - 1, some.shape[1])
         found.append(_quadrature_error(some, remainders, table, longest, aliased))
-    errors, roughness = zip(*found, strict=True)
-    return torch.cat(errors), torch.cat(roughness)
+    errors, kinks = zip(*found, strict=True)
+    return torch.cat(errors), torch.cat(kinks)
 
 
 def _quadrature_error(
     values: Tensor, remainders: Tensor, table: Quadrature, longest: float, aliased: float
 ) -> tuple[Tensor, Tensor]:
-    """The same, with what rules of more slopes add, (2, intervals, B)."""
-    r, r_of_more = remainders
+    """The same, with what rules of more slopes add, (rules, intervals, B)."""
+    r, r_of_more, *_ = remainders
     R = r.square().sum(0).sqrt()
     R_of_more = r_of_more.square().sum(0).sqrt()
     size = torch.maximum(R, R_of_more)
@@ -126,16 +130,17 @@ def _quadrature_error(
         ROUGH * size * share_unresolved(R, R_of_more),
         e,
     ]
-    roughness = torch.minimum(OF_KINK * _unresolved(remainders), OF_HALF * d_1)
-    return torch.stack(parts).square().sum(0).sqrt(), roughness
+    kinks = torch.minimum(of_kinks(remainders), OF_HALF * d_1)
+    return torch.stack(parts).square().sum(0).sqrt(), kinks
 
 
-def _unresolved(remainders: Tensor) -> Tensor:
-    """Size (B,) of what rules of more slopes add, (2, intervals, B), where those of still more gain nothing."""
+def of_kinks(remainders: Tensor) -> Tensor:
+    """Size (B,) of what kinks leave, from what rules of more and more slopes add, (rules, intervals, B)."""
     squares = remainders.square()
     around = avg_pool1d(squares.mT, AROUND, stride=1, padding=AROUND // 2).mT
-    gains_nothing = ratio(around[1], around[0]).clamp(max=1.0)
-    return (squares.amax(0) * gains_nothing.square()).sum(0).sqrt()
+    gains_nothing = ratio(around[-1], around[0]).clamp(max=1.0) ** KINKED
+    seen = squares[-2:].amax(0) * gains_nothing
+    return OF_KINK * seen[AT_ENDS:-AT_ENDS].sum(0).sqrt()
 
 
 def _distances(values: Tensor, table: Quadrature) -> tuple[Tensor, Tensor]:

@@ -121,6 +121,15 @@ class Stretched(GridRule):
         b = before / math.sinh(a * u_0) if u_0 > 0 else after / math.sinh(a)
         return u_0, b
 
+    def steps_for(self, sde: SDE, start: float, end: float, shortest: float) -> int:
+        """The least number of steps of which those where data take shape, the shortest, are no longer in lambda.
+
+        Raises:
+            ValueError: where log-SNR is not finite at an end.
+        """
+        curve = self.curve(sde, start, end)
+        return math.ceil(curve.a * curve.b / shortest)
+
     def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
         lam, _ = self.curve(sde, start, end)(u.numpy())

@@ -18,6 +18,7 @@ from sgm_sde.likelihood.errors import (
     ALIASED,
     AT_A_TIME,
     COARSE,
+    of_kinks,
     probe_error,
     quadrature_error,
     ratio,
@@ -51,8 +52,9 @@ class Integrals(Crossing):
     the nodes as well; the integral of the score along them is the defect, the first-order change of the log-density.
 
     The remaining error has several parts, each estimated on the same nodes, whose squares are added: the quadrature of
-    the divergence (`quadrature_error`), that of the slopes, that of the score along the jumps, the share of the score
-    that is not trusted, what may be wrong with the rest, and the wave of the score in pure noise. A score's error
+    the divergence (`quadrature_error`), that of the slopes, what kinks of both leave, that of the score along the
+    jumps, the share of the score that is not trusted, what may be wrong with the rest, and the wave of the score in
+    pure noise. A score's error
     changes slowly from node to node, while the jumps alternate: what it does with them is bounded by the longest of
     their partial sums, each jump times the size of the score there (Abel's summation by parts); one with a wave of its
     own, as the jumps have, is seen where the score is that of pure noise. What rounding may do is told apart.
@@ -69,6 +71,7 @@ class Integrals(Crossing):
         off_prior: the same for each that it is off the prior's at the noise's end.
         fluctuation: times what the wave of a score in pure noise says of the jumps.
         aliased: see `quadrature_error`.
+        kinked: times what kinks seem to leave.
         first: the network's output at the first node.
     """
 
@@ -76,6 +79,7 @@ class Integrals(Crossing):
     off_prior: ClassVar[float] = 0.8
     fluctuation: ClassVar[float] = 3.0
     aliased: ClassVar[float] = ALIASED
+    kinked: ClassVar[float] = 1.0
     first: Tensor
     _off_prior: Tensor
 
@@ -93,7 +97,7 @@ class Integrals(Crossing):
         self._noise = len(grid.times) - 1 if problem.to_noise else 0
         self._summed = 0  # nodes
         self._defect: Tensor | float = 0.0
-        self._of_slopes: list[Tensor] = []  # errors (B,), an interval each
+        self._of_slopes: list[Tensor] = []  # what each rule of more slopes adds, (rules, B), an interval each
         self._of_nodes: list[Tensor] = []  # (3, B) each: of the rule, of trust and of the score's wave
         self._moved = torch.zeros_like(problem.x if rows is None else problem.x[rows]).detach()
         self._farthest = self._moved.new_zeros(len(self._moved))  # square of the largest size of the sum that is moved
@@ -150,9 +154,10 @@ class Integrals(Crossing):
         with torch.no_grad():
             trusted = self.rates[i].trusted, self.rates[i + 1].trusted
             ends = combined(trusted, self._scores[i], self._scores[i + 1])
-            off = weighted(self.grid.table.corrections[i], self._slopes)
-            of_slopes = torch.zeros_like(dot(jump, jump)) if off is None else dot(ends, off) / 2
-        self._of_slopes.append(of_slopes)
+            added = [weighted(rule[i], self._slopes) for rule in self.grid.table.corrections]
+            nothing = torch.zeros_like(dot(jump, jump))
+            of_slopes = [nothing if off is None else dot(ends, off) / 2 for off in added]
+        self._of_slopes.append(torch.stack(of_slopes))
 
         last = self.grid.last
         while self._summed < len(last) and last[self._summed] <= i:
@@ -253,11 +258,13 @@ class Integrals(Crossing):
         return self._defect + dot(self._scores[last], jump)
 
     def _numerical_error(self, terms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The error (B,) from the terms (nodes, B, columns) of the divergence, the roughness of that, and its part."""
-        of_divergence, roughness = quadrature_error(
+        """The error (B,) from the terms (nodes, B, columns) of the divergence, what of it are kinks, and with them the
+        part of the divergence."""
+        of_divergence, kinks = quadrature_error(
             self._divergence(terms), self.grid.table, self.grid.longest, self.aliased
         )
-        of_slopes, squares_of_slopes = _sums(self._of_slopes)
+        kinks = self.kinked * torch.hypot(kinks, of_kinks(torch.stack(self._of_slopes, 1).double()))
+        of_slopes, squares_of_slopes = _sums([added[0] for added in self._of_slopes])
         (of_rule, of_trust, of_wave), _ = _sums(self._of_nodes)
         rough_slopes = squares_of_slopes.sqrt()
         farthest = self._farthest.double().sqrt()
@@ -271,11 +278,12 @@ class Integrals(Crossing):
             self.fluctuation * of_wave,
             ROUGH_SLOPES * rough_slopes,
             WRONG_SCORE * self._wrong() * farthest,
+            kinks,
         ]
         error = torch.stack(errors).square().sum(0).sqrt()
         if self.grid.longest > COARSE:
             error = COARSELY * error
-        return error, roughness, errors[0]
+        return error, kinks, torch.hypot(errors[0], kinks)
 
     def _rounding(self, terms: Tensor, volume: Tensor) -> Tensor:
         """Error (B,) by rounding of states, of the terms (nodes, B, columns) and of the volume (B,).

@@ -25,7 +25,6 @@ from sgm_sde.likelihood.results import Unresolved
 from sgm_sde.likelihood.trace import BASES, FEW_DIMENSIONS, PROBES, Estimate, ExactTrace, RandomTrace
 from sgm_sde.scores.score import Score
 
-STEPS = 48  # of the fixed grid by default
 LEAST_STEPS = 6
 TOO_COARSE = 1.0  # step of lambda where data take shape, beyond which a result says so
 PILOT = "pilot"
@@ -72,16 +71,17 @@ class Method(Value):
 class FixedGrid(Method):
     """A multistep method of order 5 on a grid that all samples share, one network call per node.
 
-    By default 48 steps. Samples whose estimated error exceeds the tolerance go on, without the rest of the batch where
-    the network is a module or its conditions are marked (`sg.PerSample`), else with it. With the exact trace they go to
-    96 steps where the error is within 64 times the tolerance, and else, and from there, to an adaptive solver, at 0.03,
-    0.003 and 0.0003 of the tolerance; where it is the integral of the divergence that is inexact, to 192 and 384 steps
-    before. With random probes they go to 96 and 192 steps where the error is within 256
-    times the tolerance and falls, and beyond have the exact trace in up to 16 dimensions, in more probes that stay the
-    same, at least four. A sample that the adaptive solver cannot finish keeps the value and the error that it had, and
-    is named in `unresolved`. So does one of a network whose output is noise to the steps, as in half precision or with
-    dropout in train mode, where shorter ones only meet more of it: after some hundred calls the steps' own slopes say
-    so, of which polynomials of a higher degree leave as much as those of a low one.
+    By default 48 steps, and more on processes with a long way in log-SNR, as rectified flow: steps are no longer there
+    where data take shape. Samples whose estimated error exceeds the tolerance go on, without the rest of the batch
+    where the network is a module or its conditions are marked (`sg.PerSample`), else with it. With the exact trace they
+    go to twice the steps where the error is within 64 times the tolerance, and else, and from there, to an adaptive
+    solver, at 0.03, 0.003 and 0.0003 of the tolerance; where it is the integral of the divergence that is inexact, to
+    four and eight times the steps before. With random probes they go to two and four times the steps where the error is
+    within 256 times the tolerance and falls, and beyond have the exact trace in up to 16 dimensions, in more probes
+    that stay the same, at least four. A sample that the adaptive solver cannot finish keeps the value and the error
+    that it had, and is named in `unresolved`. So does one of a network whose output is noise to the steps, as in half
+    precision or with dropout in train mode, where shorter ones only meet more of it: after some hundred calls the
+    steps' own slopes say so, of which polynomials of a higher degree leave as much as those of a low one.
 
     Given `steps`, all samples use that grid, whatever the error; where these are too few for it to be known, the
     protocol of the result says so.
@@ -122,13 +122,20 @@ class FixedGrid(Method):
 
     @property
     def n_steps(self) -> int:
-        """Steps of the first grid."""
-        return STEPS if self.steps is None else self.steps
+        """Steps of the first grid, by default the fewest."""
+        return nodes.LEAST if self.steps is None else self.steps
+
+    def steps_on(self, problem: Problem) -> int:
+        """Steps of the first grid for a problem."""
+        if self.steps is not None:
+            return self.steps
+        return nodes.first_grid(problem.sde, problem.eps, self.data_std)
 
     def solve(self, problem: Problem) -> Found:
         """From the data to the noise."""
-        how = f"a multistep method of order 5 with {self.n_steps} fixed steps"
-        grid = nodes.fixed_grid(problem.sde, problem.eps, self.n_steps, self.data_std, problem.to_noise)
+        n = self.steps_on(problem)
+        how = f"a multistep method of order 5 with {n} fixed steps"
+        grid = nodes.fixed_grid(problem.sde, problem.eps, n, self.data_std, problem.to_noise)
         if grid.longest > TOO_COARSE:
             how += ", too few for their error to be known"
         if self.steps is not None:
@@ -138,18 +145,19 @@ class FixedGrid(Method):
             return self.atol * problem.d + self.rtol * solution.volume.detach().abs()
 
         tightness = self.atol or self.rtol
-        refined = refinement.exponential(problem, STEPS, self.data_std, tolerance, tightness, self.max_calls)
-        return Found(refined.solution, how + self._refined(), refined.unresolved)
+        refined = refinement.exponential(problem, n, self.data_std, tolerance, tightness, self.max_calls)
+        return Found(refined.solution, how + self._refined(n), refined.unresolved)
 
-    def _refined(self) -> str:
-        """Words for how far steps are refined."""
-        most = max(refinement.OF_ROUGH) * STEPS
+    def _refined(self, n: int) -> str:
+        """Words for how far n steps are refined."""
+        most = max(refinement.OF_ROUGH) * n
         of_value = f" + {self.rtol:g} of the value" if self.rtol else ""
         return f", up to {most} or an adaptive method where the error exceeds {self.atol:g} nats/dim{of_value}"
 
     def carry(self, problem: Problem) -> Carried:
         """States alone (B, *) at the other end with their error, and the times of the first grid."""
-        grid = nodes.fixed_grid(problem.sde, problem.eps, self.n_steps, self.data_std, problem.to_noise)
+        n = self.steps_on(problem)
+        grid = nodes.fixed_grid(problem.sde, problem.eps, n, self.data_std, problem.to_noise)
         found = codes.on_grid(problem, grid)
         if self.steps is not None:
             return found
@@ -158,7 +166,7 @@ class FixedGrid(Method):
     def again(self, problem: Problem, on_output: OnOutput) -> None:
         """Visit the nodes of all grids once more."""
         refined = self.steps is None and problem.estimate is not None
-        refinement.revisit(problem, self.n_steps, self.data_std, refined, on_output)
+        refinement.revisit(problem, self.steps_on(problem), self.data_std, refined, on_output)
 
 
 @dataclass(frozen=True)

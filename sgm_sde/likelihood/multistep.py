@@ -26,7 +26,7 @@ from sgm_sde.processes.predictions import Marginal, Scalars
 from sgm_sde.schemes.linear_part import POINTS, WEIGHTS
 
 SLOPES = 5  # that a polynomial of a step goes through
-RULES = 6, 8, 10  # slopes of integrals where all are known; of what tells their error; and of what tells its own
+RULES = 6, 8, 10, 12  # slopes of integrals where all are known; of what tells their error; and of what tells its own
 JUMPS = 6, 4  # nodes whose scores, and the jumps between them, a polynomial goes through; and for the error of that
 RULES_OF_OTHERS = 4, 5, 6  # on the grids of other solvers, where polynomials of a higher degree oscillate
 JUMPS_OF_OTHERS = 4, 2  # of solvers whose jumps are less smooth
@@ -42,18 +42,18 @@ class Quadrature:
 
     Attributes:
         integrals: for each interval pairs (j, w): the integral in theta over it is the sum of w times slope j.
-        corrections: the same for what a rule of more slopes adds to it.
+        corrections: the same for what a rule of more slopes adds to it, one of still more to that, and so on.
         shares: for each node pairs (i, w): of jump i, that from interval i to the next state, w goes with what is known
             at this node.
         coarse_shares: the same by polynomials of lower degree.
         weights: of the integral over the whole grid, (n + 1,).
-        remainders: of what a rule of more slopes adds to each interval, and one of still more to that, (2, n, n + 1).
+        remainders: of what each rule of more slopes adds to each interval, (rules, n, n + 1).
         halves: of the integral by every other node, with two choices of these, (2, n + 1).
         quarters: by every fourth, with four, (4, n + 1); number k lies within number k mod 2 of the halves.
     """
 
     integrals: tuple[Weights, ...]
-    corrections: tuple[Weights, ...]
+    corrections: tuple[tuple[Weights, ...], ...]
     shares: tuple[Weights, ...]
     coarse_shares: tuple[Weights, ...]
     weights: np.ndarray
@@ -112,14 +112,15 @@ def quadrature(
     `jumps` as many nodes as polynomials go through."""
     n = len(at) - 1
     fine, coarse = jumps
-    known, better, best = (np.array([_integral(at, slope, i, n, rule) for i in range(n)]) for rule in rules)
+    known, *better = (np.array([_integral(at, slope, i, n, rule) for i in range(n)]) for rule in rules)
+    remainders = np.diff([known, *better], axis=0)
     return Quadrature(
         integrals=terms(known),
-        corrections=terms(better - known),
+        corrections=tuple(terms(rule) for rule in remainders),
         shares=terms(_shares(at, fine)),
         coarse_shares=terms(_shares(at, coarse)),
         weights=known.sum(0),
-        remainders=np.stack([better - known, best - better]),
+        remainders=remainders,
         halves=np.array([_every(at, slope, rules[0], 2, k) for k in range(2)]),
         quarters=np.array([_every(at, slope, rules[0], 4, k) for k in range(4)]),
     )

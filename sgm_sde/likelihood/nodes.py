@@ -26,6 +26,9 @@ from sgm_sde.likelihood.trace import TraceScore
 from sgm_sde.processes.linear import LinearNode, LinearSDE
 from sgm_sde.processes.predictions import convert
 
+LEAST, MOST = 48, 192  # steps of the default's first grid
+SHORTEST = 0.175  # of lambda, of its steps where data take shape
+
 
 class Rates(NamedTuple):
     """Coefficients (c_x, c_r) at a node of what is c_x x + c_r r, for a network's output r.
@@ -74,7 +77,7 @@ class Nodes:
         self.s = s
         self.nodes = sde.nodes(times)
         self.spreads = [spread(node, s) for node in self.nodes]
-        self.reach = [reach(i, table.integrals, table.corrections) for i in range(len(times) - 1)]
+        self.reach = [reach(i, table.integrals, *table.corrections) for i in range(len(times) - 1)]
         around = [[i for row in rows for i, _ in row] for rows in zip(table.shares, table.coarse_shares, strict=True)]
         self.first = [min(jumps) for jumps in around]
         self.last = [max(jumps) for jumps in around]
@@ -140,6 +143,12 @@ def fixed_grid(sde: LinearSDE, *options: Any) -> GridFlow:
 @cached(maxsize=64)
 def _fixed_grid(sde: LinearSDE, *options: Any) -> GridFlow:
     return GridFlow(sde, *options)
+
+
+def first_grid(sde: LinearSDE, eps: float, s: float) -> int:
+    """Steps of the default's first grid: as many as it takes where data take shape, however far the process goes on."""
+    needed = Stretched(data_std=s).steps_for(sde, sde.T, eps, SHORTEST)
+    return min(max(needed, LEAST), MOST)
 
 
 class NodeByNode:

@@ -426,7 +426,7 @@ def joint(ends: Ends) -> Solution:
     assert volumes is not None
     added = flow.problem.d * math.log(flow.scale[flow.noise] / flow.scale[flow.data])
     solution = whole_flow(flow.problem, ends.x, volumes, ends.errors, ends.moved, added)
-    return solution if ends.of_jumps is None else solution._replace(roughness=ends.of_jumps)
+    return solution if ends.of_jumps is None else solution._replace(of_kinks=ends.of_jumps)
 
 
 def whole_flow(

@@ -47,9 +47,10 @@ class Solution(NamedTuple):
         error: its numerical error, of steps and nodes.
         rounding: what rounding may add to that.
         defect: what of it makes up for states that lie on no single trajectory, NaN for other methods.
-        roughness: on a grid, what the divergence may add that rules of more slopes do not resolve; of an adaptive
-            solver the part of its error that are jumps of the divergence; NaN for other methods.
-        of_divergence: the part of the error that is the integral's of the divergence, NaN for other methods.
+        of_kinks: the part of the error that kinks leave, of an adaptive solver the jumps of the divergence; NaN for
+            other methods.
+        of_divergence: on a grid, the part of the error that is the integral's of the divergence, with that of kinks;
+            NaN for other methods.
     """
 
     latent: Tensor
@@ -59,7 +60,7 @@ class Solution(NamedTuple):
     error: Tensor
     rounding: Tensor
     defect: Tensor
-    roughness: Tensor
+    of_kinks: Tensor
     of_divergence: Tensor
 
     @property

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sgm_sde.likelihood.checks import OnOutput
-from sgm_sde.likelihood.errors import ratio
 from sgm_sde.likelihood.integrals import OutputDependsOnBatch, on_grid
 from sgm_sde.likelihood.nodes import NodeByNode, fixed_grid
 from sgm_sde.likelihood.own_steps import CALLS_A_STEP, Ends, NormalisedFlow, by_own_steps, joint
@@ -23,10 +22,12 @@ BY_DIVERGENCE = 0.5  # share of the error of that integral in the whole beyond w
 REACH = 64.0  # times the tolerance: errors beyond go to the adaptive solver at once
 REACH_OF_PROBES = 256.0  # the same of random probes
 REACH_OF_ROUGH = 2048.0  # the same where the integral of the divergence is what is inexact
-OF_CHANGE = {"grids": 0.5, "steps": 0.25}  # share of the last change of a value that its error is at most
-BY_CHANCE = {"grids": 1 / 3, "steps": 1 / 16}  # of an error that it is at least: a change may be small by chance
+OF_CHANGE = {"grids": 0.5, "steps": 0.25, "kinks": 1.0}  # share of the last change of a value that its error is at most
+BY_CHANCE = {"grids": 1 / 3, "steps": 1 / 16, "kinks": 1 / 32}  # of an error that it is at least, by chance
+FALLS = 1 / 4  # factor of what kinks leave on twice the nodes
+SMOOTHER = 1 / 20  # the same of what only looks like kinks, where an integrand was not resolved and now is
+FEW = 0.1  # share of what kinks leave in the rest of the error below which there are none
 CONVERGES = 1 / 16  # factor of the error on twice the nodes, less than what the order promises, where a change tells it
-SMOOTHER = 1 / 20  # factor of the roughness on twice the nodes, below which an integrand is resolved
 TOLERANCES = (0.03, 0.003, 0.0003)  # of an adaptive solver's steps, in units of the error that is asked of the value
 GROWS = 10 ** (1 / 5)  # factor of the calls at a tenth of a tolerance, that of a method of order 5
 
@@ -86,8 +87,7 @@ def _on_finer_grids(
     for number, finer in enumerate(OF_ROUGH if some.exact else REFINEMENTS, 1):
         trying = going if some.grad else going & ~hopeless
         if some.exact:
-            by_divergence = solution.of_divergence > BY_DIVERGENCE * solution.error
-            rough = some.rough | by_divergence
+            rough = solution.of_divergence > BY_DIVERGENCE * solution.error
             of_rough = going & rough & ~too_rough
             trying = trying | of_rough if number == 1 else of_rough
         if not bool(trying.any()):
@@ -191,7 +191,6 @@ class Some:
         alone: whether the network is asked about them alone.
         grad: whether gradients are wanted, which an adaptive solver has not.
         exact: whether their trace is exact, and an adaptive solver may follow.
-        rough: samples (B,) whose integrand has not been resolved by some grid.
     """
 
     def __init__(self, problem: Problem, s: float, first: Tensor, budget: Budget) -> None:
@@ -202,7 +201,6 @@ class Some:
         self.alone = problem.model.takes_some(len(problem.x))
         self.grad = torch.is_grad_enabled()
         self.exact = problem.trace.fixed is None and not self.grad
-        self.rough = torch.zeros(len(problem.x), dtype=torch.bool, device=problem.x.device)
         self.last_change: Tensor | None = None  # of the values, on the grid before
 
     def on_grid(self, number: int, steps: int, rows: Tensor) -> Solution:
@@ -224,35 +222,29 @@ class Some:
     def compared_grids(self, before: Solution, after: Solution, rows: Tensor) -> Solution:
         """The solution with the errors of some rows in the light of those on the grid of half as many steps.
 
-        Where some grid has not resolved the integrand, the rules that tell the error agree by chance. Its roughness,
-        which falls by twenty and more where it is resolved, falls less, and is of the size of the error, on this grid
-        and on further ones. Where it falls, and the error as the order promises, the value's change is the error of the
-        grid before, and leaves little on this. On further grids what is left of a rough integrand is at least of the
-        size of the next change, if changes go on as they do: the last times the factor by which it is smaller than that
-        before.
+        What kinks leave falls with the square of the step at least, whatever the rules say of its size: no more is left
+        than the value has changed, or a quarter of the change before, since one may be small by chance. Where there are
+        none, and the error falls as the order promises, the change is the error of the grid before, and leaves little
+        on this.
         """
         if self.problem.trace.fixed is not None:
             return after
 
-        error = after.error[rows]
-        roughness = after.roughness[rows]
-        self.rough[rows] |= roughness > SMOOTHER * before.roughness[rows]
-        rough = self.rough[rows]
-        raised = torch.hypot(error, roughness)
-        error = torch.where(rough, raised, error)
-
         changes = self._change(before, after)
         change = changes[rows]
+        left = change if self.last_change is None else change.maximum(FALLS * self.last_change[rows])
+        self.last_change = changes
+
+        kinks = after.of_kinks[rows]
+        smooth = (after.error[rows].square() - kinks.square()).clamp(min=0.0).sqrt()
+        capped = _at_most(kinks, left, "kinks")
+        error = torch.hypot(smooth, capped)
+
         promised = CONVERGES * before.error[rows]
-        converges = ~rough & (error < promised)
+        resolved = (kinks < FEW * smooth) | (kinks < SMOOTHER * before.of_kinks[rows])
+        converges = resolved & (error < promised)
         lowered = _at_most(error, change, "grids")
         error = torch.where(converges, lowered, error)
-
-        if self.last_change is not None:
-            falls = ratio(change, self.last_change[rows]).clamp(max=1.0)
-            of_rough = torch.hypot(error, change * falls)
-            error = torch.where(rough, of_rough, error)
-        self.last_change = changes
         return after.with_errors(rows, error)
 
     def compared_steps(self, before: Solution, after: Solution, rows: Tensor) -> Solution:
@@ -261,7 +253,7 @@ class Some:
             return after
         change = self._change(before, after)[rows]
         error = _at_most(after.error[rows], change, "steps")
-        return after.with_errors(rows, error.maximum(after.roughness[rows]))  # jumps cancel by chance
+        return after.with_errors(rows, error.maximum(after.of_kinks[rows]))  # jumps cancel by chance
 
     def _change(self, before: Solution, after: Solution) -> Tensor:
         """Sizes (B,) of the change of the log-densities, which random probes would bury in their noise."""

@@ -17,6 +17,7 @@ from sgm_sde.likelihood import (
     LikelihoodWarning,
     Stretched,
 )
+from sgm_sde.likelihood.nodes import first_grid
 from tests.helpers import F64, GAUSSIAN, LINEAR, MIXTURE
 from tests.likelihood.cases import PROCESSES, points, with_wave
 
@@ -127,7 +128,10 @@ def test_codes_state_their_error(process: str, oracle: sg.oracles.Oracle) -> Non
         assert float((off <= result.error + 1e-7 * scale).double().mean()) > 0.8
         assert float((off <= 3 * result.error + 1e-7 * scale).double().mean()) == 1
         assert float(result.error.max()) < 1e-3 * scale and result.status.ok and result.unresolved == ()
-        assert result.nfe == 49 or result.times[1:] in ((sde.T,), (sde.likelihood_eps,))
+        assert result.nfe == first_grid(sde, sde.likelihood_eps, 0.5) + 1 or result.times[1:] in (
+            (sde.T,),
+            (sde.likelihood_eps,),
+        )
 
 
 def test_codes_of_a_rough_network_are_refined() -> None:

@@ -20,6 +20,7 @@ from sgm_sde.likelihood import (
     Stretched,
 )
 from sgm_sde.likelihood.multistep import quadrature, tables
+from sgm_sde.likelihood.nodes import first_grid
 from tests.helpers import F64, LINEAR, MIXTURE
 from tests.likelihood.cases import PROCESSES, RIDGE, exact, points
 
@@ -85,6 +86,26 @@ def test_shares_of_jumps_integrate_polynomials(steps: int, degree: int, of_jumps
     if max(degree, of_jumps) < 4:
         coarse = np.array([sum(w * jumps[i] for i, w in row) for row in table.coarse_shares])
         assert coarse @ at**degree == pytest.approx(of_jumps / power, rel=1e-9)
+
+
+@pytest.mark.parametrize(("process", "steps"), [("vp", 48), ("edm", 48), ("ve", 48), ("sub-vp", 74), ("flow", 75)])
+def test_the_first_grid_follows_the_way(process: str, steps: int) -> None:
+    """In log-SNR: its steps where data take shape are no longer on processes that go further, nor fewer than 48."""
+    sde = LINEAR[process]
+    assert first_grid(sde, sde.likelihood_eps, 0.5) == steps
+    assert longest_of(sde, steps) < 0.19
+
+
+def longest_of(sde: sg.LinearSDE, steps: int) -> float:
+    """The longest step of lambda within a third of where steps are shortest."""
+    lam = np.array([node.lam for node in sde.nodes(Stretched()(sde, steps, t_end=sde.likelihood_eps).times)])
+    return float(np.diff(lam)[np.abs(lam[1:] - np.log(6)) < 1 / 3].max())
+
+
+def test_the_first_grid_has_an_end() -> None:
+    """However far a process goes."""
+    sde = sg.VESDE(sigma_min=1e-60, sigma_max=1e60)
+    assert first_grid(sde, sde.likelihood_eps, 0.5) == 192
 
 
 LONG = {

@@ -94,5 +94,5 @@ def test_decoded_states_and_their_density() -> None:
     assert found.log_prob is not None and found.error is not None
     known = sg.log_prob(score(), SDE, found.x, method=AdaptiveFlow(1e-8, 1e-8)).value
     assert float(((found.log_prob - known).abs() <= found.error).double().mean()) > 0.9
-    assert str(found).startswith("FlowResult(x=(32, 2) torch.float64, nfe=49, log_prob: mean -")
+    assert str(found).startswith("FlowResult(x=(32, 2) torch.float64, nfe=50, log_prob: mean -")
     assert "nats, numerical error up to" in str(found) and "tensor" not in str(found)
