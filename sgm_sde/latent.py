@@ -42,7 +42,7 @@ from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling.results import SampleResult
 from sgm_sde.sampling.sampler import sample
 from sgm_sde.scores.score import as_score
-from sgm_sde.scores.time_labels import TimeLabel
+from sgm_sde.scores.time_labels import TimeLabel, require_label
 
 METHODS = {"flow": "cross-entropy by the probability flow", "weighted": "cross-entropy by the weighted loss"}
 N_TIMES = 64  # of the weighted loss
@@ -394,7 +394,7 @@ class MixedNoise(nn.Module):
         super().__init__()
         require_function("net", net, "of (z, label)")
         instance_of("sde", sde, LinearSDE, "a LinearSDE")
-        require_function("time_label", time_label, "of t", 1, optional=True)
+        require_label(time_label)
         initial = number("initial", initial, above=0, below=1)
         logit = math.log(initial / (1 - initial))
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sgm_sde as sg
 from sgm_sde import cli
@@ -95,6 +95,16 @@ def own_rule(place: Callable[[Tensor], Any]) -> sg.grids.GridRule:
             return place(u)
 
     return Own()
+
+
+def of_class(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    """A network of a class."""
+    return x * y[:, None]
+
+
+def guided(score: sg.Score | None = None, **null: Any) -> sg.Score:
+    """Guided by what stands for none, 10 if nothing is given."""
+    return sg.guidance.ClassifierFree(score or sg.from_noise(of_class, VP), 2.0, null=null or {"y": 10})
 
 
 REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
@@ -331,6 +341,57 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
         for what, call in {"score": SCORE, "denoised": SCORE.denoised, "marginal": VP.marginal}.items()
     },
     "the marginal of CLD at t=2": (lambda: CLD.marginal(torch.zeros(2, 2), 2.0), r"^t must lie in \[0, T = 1\], got 2"),
+    # Labels and scales of times.
+    **{
+        f"time_label={name}": (
+            lambda name=name: sg.from_noise(net, VP, time_label=getattr(sg.time_labels, name)),
+            rf"^time_label={name} is the function that makes a label: give time_labels\.{re.escape(call)}$",
+        )
+        for name, call in {
+            "ddpm": "ddpm(1000)",
+            "score_sde_vp": "score_sde_vp()",
+            "score_sde_ve": "score_sde_ve(sde)",
+            "score_sde_ve_discrete": "score_sde_ve_discrete(sde)",
+            "noise_level": "noise_level(sde)",
+            "edm_c_noise": "edm_c_noise(sde)",
+            "flow": "flow()",
+            "flow_from_noise": "flow_from_noise()",
+        }.items()
+    },
+    "time_label=ddpm of a classifier": (
+        lambda: sg.guidance.from_classifier(nn.Linear(2, 2), time_label=sg.time_labels.ddpm),  # type: ignore[arg-type]
+        r"^time_label=ddpm is the function that makes a label: give time_labels\.ddpm\(1000\)$",
+    ),
+    **{
+        f"{option} of shape {shape}": (
+            lambda option=option, change=change: drawn(sg.from_noise(net, VP, **{option: change}), nfe=2),
+            rf"^{option} must return one value for each of the 2 times t \(B,\), got a tensor of shape "
+            rf"{re.escape(shape)}$",
+        )
+        for option, change, shape in (
+            ("time_label", lambda t: t[0], "()"),
+            ("time_label", lambda t: t[:1], "(1,)"),
+            ("input_scale", lambda t: t.repeat(2), "(4,)"),
+        )
+    },
+    # Conditions.
+    "guidance of what is guided": (
+        lambda: guided(guided()),
+        "^the score is guided by 'y' already, at scale 2.0: guide the score inside once, at the scale wanted$",
+    ),
+    "guidance around what is guided": (
+        lambda: guided(sg.guidance.Thresholded(guided(), 1.0)),
+        "^the score is guided by 'y' already",
+    ),
+    "a null label with a fraction": (
+        lambda: drawn(guided(y=10.5), nfe=2, model_kwargs={"y": torch.tensor([0, 1])}),
+        "^the null condition 'y' is 10.5, and the condition is of torch.int64$",
+    ),
+    "guided classes that are a list": (
+        lambda: drawn(guided(), nfe=2, model_kwargs={"y": [0, 1]}),
+        r"^the condition 'y\[0\]' must be a tensor of one row per sample, 2 in all, got 0: classes are an int64 "
+        r"tensor, as torch\.tensor\(\[3, 7\]\) for two samples$",
+    ),
     "a program that is no JSON": (lambda: sg.Program.from_json("{"), "^not the JSON of a program"),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from types import UnionType
@@ -22,6 +23,12 @@ SHORT_TABLE = 8  # names, which an error lists where none is similar to the one 
 LONGEST = 200  # characters of a value in an error message
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FAR = 1e6  # for what is of order one (noise levels, guidance, tolerances): its fourth power fits single precision
+
+
+def annotate(error: BaseException, note: str) -> None:
+    """Add a note to an exception, where Python has any."""
+    if sys.version_info >= (3, 11):
+        error.add_note(note)
 
 
 def one_of(option: str, value: object, known: Iterable[object]) -> None:

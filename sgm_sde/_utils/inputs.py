@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from sgm_sde._utils.checks import described
+from sgm_sde._utils.checks import annotate, described
 from sgm_sde._utils.shapes import expand
 
 OfTime = Callable[[Tensor], Tensor]
@@ -25,6 +25,7 @@ def network_inputs(
 
     Raises:
         TypeError: if one of the functions returns no tensor.
+        ValueError: if it returns values of another number than there are times.
 
     Examples:
         >>> import torch
@@ -32,14 +33,32 @@ def network_inputs(
         tensor([  0., 999.])
     """
     label = t if time_label is None else _of_time("time_label", time_label, t)
+    if label.shape[:1] != t.shape[:1]:
+        raise _of_other_length("time_label", label, t)
     if input_scale is None:
         return x, label
-    return expand(_of_time("input_scale", input_scale, t), x) * x, label
+
+    scale = _of_time("input_scale", input_scale, t)
+    if scale.ndim and scale.shape[:1] != t.shape[:1]:
+        raise _of_other_length("input_scale", scale, t)
+    return expand(scale, x) * x, label
 
 
 def _of_time(option: str, function: OfTime, t: Tensor) -> Tensor:
     """Values of a function of time at t (B,)."""
-    value = function(t)
+    try:
+        value = function(t)
+    except Exception as error:
+        annotate(error, f"{option} was called with the times t (B,), here a tensor of shape {tuple(t.shape)}")
+        raise
     if not isinstance(value, Tensor):
         raise TypeError(f"{option} must return a tensor, got {described(value)}")
     return value
+
+
+def _of_other_length(option: str, value: Tensor, t: Tensor) -> ValueError:
+    """The error for values of a function of time that are not one for each time."""
+    return ValueError(
+        f"{option} must return one value for each of the {len(t)} times t (B,), got a tensor of shape "
+        f"{tuple(value.shape)}"
+    )

@@ -181,7 +181,8 @@ def nullified(kwargs: object, null: object, batch: int, path: Path = ()) -> obje
         path: within the arguments.
 
     Raises:
-        ValueError: for a condition that is missing, is not one row per sample, or to which its null does not expand.
+        ValueError: for a condition that is missing, is not one row per sample, or to which its null does not expand;
+            for a null with a fraction in the place of integers.
     """
     if null is None:
         return None
@@ -219,8 +220,11 @@ def _null_row(path: Path, condition: object, null: object, batch: int) -> Tensor
     if not isinstance(condition, Tensor) or condition.ndim == 0 or len(condition) != batch:
         given = f"shape {tuple(condition.shape)}" if isinstance(condition, Tensor) else described(condition)
         raise ValueError(
-            f"the condition {shown(path)!r} must be a tensor of one row per sample, {batch} in all, got {given}"
+            f"the condition {shown(path)!r} must be a tensor of one row per sample, {batch} in all, got {given}: "
+            f"classes are an int64 tensor, as torch.tensor([3, 7]) for two samples"
         )
+    if isinstance(null, float) and not null.is_integer() and not condition.is_floating_point():
+        raise ValueError(f"the null condition {shown(path)!r} is {null}, and the condition is of {condition.dtype}")
     value = torch.as_tensor(null, dtype=condition.dtype, device=condition.device)
     try:
         return value.expand_as(condition)

@@ -30,6 +30,7 @@ from torch import Tensor
 from sgm_sde._utils.autograd import outside_inference_mode
 from sgm_sde._utils.checks import (
     FAR,
+    annotate,
     check_per_sample_scalar,
     described,
     ends_of,
@@ -42,14 +43,14 @@ from sgm_sde._utils.checks import (
 )
 from sgm_sde._utils.inputs import network_inputs
 from sgm_sde._utils.shapes import expand, in_range
-from sgm_sde._utils.tree import Arguments, Conditions, Path, each_leaf
+from sgm_sde._utils.tree import Arguments, Conditions, Path, each_leaf, shown
 from sgm_sde.engine.times import ROUNDING
 from sgm_sde.grids import Grid
 from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.conditions import PerSample, bare, map_rows, named_in, nullified, resolve
 from sgm_sde.scores.score import Network, Score, require_score
-from sgm_sde.scores.time_labels import TimeLabel, noise_level
+from sgm_sde.scores.time_labels import TimeLabel, noise_level, require_label
 
 Interval = tuple[float, float]
 Scale = float | PerSample | Callable[[Tensor], Tensor | float]
@@ -318,9 +319,10 @@ class ClassifierFree(Extrapolation):
             multistep solvers carry on; the default starts anew there.
 
     Raises:
-        ValueError: for a network without a null label when `null` is not given or empty; at a call, if a condition of
-            `null` is missing, no tensor, not of one row per sample, or of a shape that the null condition does not
-            expand to, or if nothing says whether another argument goes with the samples.
+        ValueError: for a network without a null label when `null` is not given or empty, and a score that is guided by
+            the same condition already; at a call, if a condition of `null` is missing, no tensor, not of one row per
+            sample, or of a shape that the null condition does not expand to, or if nothing says whether another
+            argument goes with the samples.
         TypeError: for a `null` or `negative` that does not map names to conditions.
 
     Source: Ho & Salimans, 2022, arXiv:2207.12598; Kynkaanniemi et al., 2024, arXiv:2404.07724 (interval); Liu et al.,
@@ -363,6 +365,7 @@ class ClassifierFree(Extrapolation):
                 f"{score!r} declares no null label (NULL_LABEL): give what stands for no condition, such as "
                 f"null={{'y': 10}}, got null={null}; a network that was trained without one takes Classifier guidance"
             )
+        _require_guided_once(score, self._named)
         self.null = dict(null or {})
         self._absent = any(leaf is None for _, leaf in each_leaf(self.null))
 
@@ -372,6 +375,14 @@ class ClassifierFree(Extrapolation):
         return super().conditions | self._named
 
     def _predictions(self, x: Tensor, t: Tensor, kwargs: Arguments, main: bool, reference: bool) -> list[Tensor]:
+        try:
+            return self._branches(x, t, kwargs, main, reference)
+        except (IndexError, TypeError) as error:
+            if reference and self.negative is None:
+                annotate(error, f"guidance gives the network null={self.null} for no condition, in rows of their own")
+            raise
+
+    def _branches(self, x: Tensor, t: Tensor, kwargs: Arguments, main: bool, reference: bool) -> list[Tensor]:
         score = self.parts[0]
         batch = len(x)
         without = nullified(kwargs, self.null, batch) if self.negative is None else self._with_negative(kwargs, batch)
@@ -395,6 +406,17 @@ class ClassifierFree(Extrapolation):
                 f"got {sorted(kwargs)}"
             )
         return {**kwargs, **{name: _rows_of(name, value, batch) for name, value in self.negative.items()}}
+
+
+def _require_guided_once(score: Score, named: frozenset[Path]) -> None:
+    """Raise ValueError for a score that is guided by one of these conditions already, itself or in a part."""
+    if isinstance(score, ClassifierFree) and (twice := score._named & named):
+        raise ValueError(
+            f"the score is guided by {shown(min(twice))!r} already, at scale {described(score.scale)}: guide the score "
+            f"inside once, at the scale wanted"
+        )
+    for part in score.parts:
+        _require_guided_once(part, named)
 
 
 def _rows_of(name: str, value: object, batch: int) -> object:
@@ -858,7 +880,7 @@ def from_classifier(
         tensor([-0.6931])
     """
     require_function("the classifier", net, "of (x, label)")
-    require_function("time_label", time_label, "of t", 1, optional=True)
+    require_label(time_label)
     require_function("input_scale", input_scale, "of t", 1, optional=True)
 
     def log_likelihood(x: Tensor, t: Tensor, y: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypedDict
 
@@ -28,14 +26,13 @@ from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.engine.times import require_inside
 from sgm_sde.identity import ReachesNetwork, Value, Writer, class_name, fields_of
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal, measuring_times, require_sde
+from sgm_sde.scores.calls import tell_call
 from sgm_sde.scores.conditions import ROWS, bare
-from sgm_sde.scores.time_labels import TimeLabel
+from sgm_sde.scores.time_labels import TimeLabel, require_label
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-
-CALLED = "sgm_sde called the network"
 
 Network = Callable[..., Tensor]  # net(x, label, **kwargs): its output (B, *) at states (B, *) and labels (B,)
 
@@ -122,7 +119,7 @@ class Score(Value, ReachesNetwork):
             one_of("prediction", prediction, known)
         if prediction not in known or (prediction != "score" and sde.marginal_kind == "unknown"):
             raise TypeError(f"a network that predicts {prediction} needs a LinearSDE, got {described(sde)}")
-        require_function("time_label", time_label, "of t", 1, optional=True)
+        require_label(time_label)
         require_function("input_scale", input_scale, "of t", 1, optional=True)
 
         self._coupled = flag("coupled", coupled)
@@ -243,7 +240,7 @@ class Score(Value, ReachesNetwork):
         try:
             out = self.net(*inputs, **kwargs)
         except Exception as error:
-            _tell_call(error, *inputs, kwargs)
+            tell_call(error, *inputs, kwargs)
             raise
 
         if not isinstance(out, Tensor):
@@ -351,61 +348,6 @@ def _halves(output: Tensor, x: Tensor) -> str:
         ": of twice the channels, as with a learned variance, give the first half, "
         "lambda x, t: net(x, t).chunk(2, dim=1)[0], or for a model of diffusers take from_diffusers"
     )
-
-
-def _tell_call(error: Exception, x: Tensor, label: Tensor, kwargs: Mapping[str, object]) -> None:
-    """Add the call in which a network raised to its error, unless a score inside of this one has."""
-    told = any(CALLED in note for note in getattr(error, "__notes__", ()))
-    if sys.version_info >= (3, 11) and not told:
-        error.add_note(_call_in_words(error, x, label, kwargs))
-
-
-def _call_in_words(error: Exception, x: Tensor, label: Tensor, kwargs: Mapping[str, object]) -> str:
-    """Description of the call in which a network raised, and of what may be wrong with it."""
-    given = ", ".join([f"x {_kind(x)}", f"time label {_kind(label)}", *(f"{k} {_kind(v)}" for k, v in kwargs.items())])
-    hints = ["`time_label=` says what it gets as time: indices of a table by sgm_sde.time_labels.ddpm(n, integer=True)"]
-
-    said = str(error)
-    if "does not require grad" in said:
-        hints = [
-            "calls run without gradients: a network that takes one itself, as of an energy, does so in "
-            "`with torch.enable_grad():` at x.detach().requires_grad_()"
-        ]
-    of_table = _indices(label, kwargs) if isinstance(error, IndexError) else ""
-    if of_table:
-        hints.append(f"a table of n rows has indices from 0 to n - 1, and it got {of_table}")
-    if missing := re.search(r"missing \d+ required .* arguments?: (.*)", said):
-        hints.append(f"model_kwargs= is what it gets besides, here of the name {missing[1]}")
-    if isinstance(error, TypeError) and re.search("positional arg|keyword-only|multiple values", said):
-        hints.append(
-            "a network of another form goes in a function: lambda x, t: net(t, x), lambda x, t: net(x, sigma=t)"
-        )
-    if re.search("dtype|scalar type|bias type|weight type", said) and "indices" not in said:
-        hints.append("dtype= of from_noise and its siblings casts x to the dtype of the network's weights")
-
-    plain = [name for name, value in kwargs.items() if isinstance(value, int | float | list | tuple)]
-    if plain:
-        names = ", ".join(plain)
-        hints.append(f"numbers and lists in model_kwargs are passed on as they are, here {names}: give tensors")
-    return f"{CALLED} with {given}, state and time by position; {'; '.join(hints)}"
-
-
-def _indices(label: Tensor, kwargs: Mapping[str, object]) -> str:
-    """The ranges of the integers that a network got, by their names; empty without any."""
-    given = {"time labels": label, **kwargs}
-    integers = {
-        name: value
-        for name, value in given.items()
-        if isinstance(value, Tensor) and value.numel() and value.dtype in (torch.int32, torch.int64)
-    }
-    return ", ".join(f"{name} from {int(value.min())} to {int(value.max())}" for name, value in integers.items())
-
-
-def _kind(value: object) -> str:
-    """Shape and dtype of a tensor, the type of anything else."""
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    return f"{tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
 
 
 def from_noise(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from sgm_sde._utils.checks import check_integer, described, flag, number
+from sgm_sde._utils.checks import check_integer, described, flag, number, require_function
 from sgm_sde.engine import coordinates
 from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.processes.linear import no_ladder
@@ -179,6 +179,38 @@ def flow_from_noise(scale: float = 1.0) -> TimeLabel:
     """
     scale = number("scale", scale, above=0)
     return partial(_scaled_from_noise, scale=scale)
+
+
+# What makes a label, and how it is called.
+MAKERS: dict[Callable[..., TimeLabel], str] = {
+    ddpm: "ddpm(1000)",
+    score_sde_vp: "score_sde_vp()",
+    score_sde_ve: "score_sde_ve(sde)",
+    score_sde_ve_discrete: "score_sde_ve_discrete(sde)",
+    noise_level: "noise_level(sde)",
+    edm_c_noise: "edm_c_noise(sde)",
+    flow: "flow()",
+    flow_from_noise: "flow_from_noise()",
+}
+
+
+def require_label(time_label: object) -> None:
+    """Check that a time label is a function of t, or None.
+
+    Raises:
+        TypeError: for anything else, and for what makes a label and has yet to be called.
+
+    Examples:
+        >>> require_label(ddpm)
+        Traceback (most recent call last):
+        ...
+        TypeError: time_label=ddpm is the function that makes a label: give time_labels.ddpm(1000)
+    """
+    for maker, call in MAKERS.items():
+        if time_label is maker:
+            name = maker.__name__
+            raise TypeError(f"time_label={name} is the function that makes a label: give time_labels.{call}")
+    require_function("time_label", time_label, "of t", 1, optional=True)
 
 
 # Functions of the module, which can be pickled, as closures cannot.

@@ -740,3 +740,12 @@ def test_they_are_scores_for_every_solver(wrap: Any, solver: str) -> None:
     a, b = (sg.sample(score, SDE, x_T=X, nfe=8, solver=solver, seed=0, model_kwargs=KW).x for _ in range(2))
     assert torch.equal(a, b)
     assert bool(a.isfinite().all())
+
+
+def test_two_conditions_are_guided_one_around_the_other() -> None:
+    """Each with a scale of its own: what is refused is the same condition twice."""
+    net = lambda x, t, y, z: y[:, None] + 10 * z[:, None] + 0 * x  # noqa: E731
+    one = ClassifierFree(sg.from_denoiser(net, sg.VPSDE()), 2.0, null={"y": 0.0})
+    both = ClassifierFree(one, 3.0, null={"z": 0.0})
+    ones = torch.ones(2)
+    torch.testing.assert_close(both.output(torch.zeros(2, 1), ones, y=ones, z=ones), torch.full((2, 1), 32.0))

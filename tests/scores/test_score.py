@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -469,34 +468,6 @@ def test_a_prediction_of_another_name_is_refused(name: str) -> None:
         sg.Score(lambda x, t: x, LINEAR["vp"], name)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
-def test_what_a_network_raises_stays_and_says_with_what_it_was_called() -> None:
-    """A table of times that is given times themselves: the network's own exception, and where the label is chosen."""
-    table = nn.Embedding(1000, 2)
-
-    def net(x: Tensor, index: Tensor, y: Tensor) -> Tensor:
-        return x + table(index)
-
-    score = sg.from_noise(net, sg.presets.ddpm())
-    with pytest.raises(RuntimeError, match="indices") as error:
-        sg.sample(score, score.sde, (3, 2), nfe=2, seed=0, model_kwargs={"y": torch.arange(3)})
-    (note,) = error.value.__notes__
-    assert "x (3, 2) of float32, time label (3,) of float32, y (3,) of int64" in note
-    assert "time_labels.ddpm(n, integer=True)" in note
-
-
-class Sized(nn.Module):
-    """A network of weights in another dtype, behind a function that does not show it."""
-
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.linear = nn.Linear(2, 2, dtype=dtype)
-        self.classes = nn.Embedding(4, 2)
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.linear(x) if y is None else x + self.classes(y)
-
-
 def gradient(x: Tensor) -> Tensor:
     """Of an energy, where gradients are on."""
     return torch.autograd.grad(x.square().sum(), x)[0]
@@ -515,33 +486,3 @@ def test_an_energy_s_gradient_is_a_network_where_gradients_are_on() -> None:
     assert torch.equal(a, b)
     with pytest.raises(ValueError, match="takes a gradient itself without create_graph=True"):
         sg.log_prob(energy, sde, torch.zeros(2, 2))
-
-
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
-@pytest.mark.parametrize(
-    ("net", "kwargs", "said"),
-    [
-        (lambda x, t: Sized(torch.float64)(x, t), {}, "dtype= of from_noise and its siblings casts x to the dtype of"),
-        (lambda x, t, y: Sized()(x, t, y), {"y": [0, 1, 2]}, "are passed on as they are, here y: give tensors"),
-        (lambda x, t, y: Sized()(x, t, y), {"y": 1}, "are passed on as they are, here y: give tensors"),
-        (lambda x, *, sigma: x, {}, "lambda x, t: net(x, sigma=t)"),
-        (lambda t, x: x + nn.Linear(1, 2)(t[:, None]), {}, "state and time by position"),
-        (lambda x, t, y: x, {}, "model_kwargs= is what it gets besides, here of the name 'y'"),
-        (lambda x, t: gradient(x.requires_grad_()), {}, "`with torch.enable_grad():` at x.detach().requires_grad_()"),
-        (lambda x, t, y: Sized()(x, t, y), {"y": torch.tensor([0, 4, 1])}, "it got y from 0 to 4"),
-        (lambda x, t, y: Sized()(x, t, y), {"y": torch.rand(3)}, "y (3,) of float32"),
-        (lambda x, t: Sized()(x, t, (1000 * t).long()), {}, "a table by sgm_sde.time_labels.ddpm(n, integer=True)"),
-    ],
-    ids=[
-        *("weights in double", "list", "int", "time by name", "time first", "no condition", "energy"),
-        *("class beyond the table", "class of floats", "time beyond the table"),
-    ],
-)
-def test_what_is_wrong_with_a_call_is_said(net: Any, kwargs: dict[str, object], said: str) -> None:
-    """Beside the network's own error."""
-    score = sg.from_noise(net, sg.VPSDE())
-    with pytest.raises((RuntimeError, TypeError, IndexError)) as error:
-        sg.sample(score, score.sde, (3, 2), nfe=2, seed=0, model_kwargs=kwargs)
-    (note,) = error.value.__notes__
-    assert said in note
-    assert ("time_label=" in note) is ("enable_grad" not in note)
