@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 LAST_OF_FIRST = 0.75  # the largest share of its first level that the last of a grid has
 FAR_ABOVE = 2.0  # times the level where the last call is wanted: beyond, data estimates still change at eps
+STEPS_AN_ENTRY = 3  # of a table, from which on a grid is fine enough to follow a network between its entries
 NEXT_TO_EPS = 1.02  # times the noise level at eps, where the last call is then
 HALVINGS = 55  # of an interval, down to rounding
 MOST_ROWS = 100_000  # that a token waits
@@ -549,6 +550,9 @@ class Thinned(LogSNR):
             to eps.
         jumps: noise levels sigma / alpha at which the score jumps. The nearest node is moved to each, if it is no
             end, and the steps to either side are stretched evenly in w.
+        on_table: whether times between the ends are moved to the nearest in log-SNR of those that the network is
+            trained at, each taken once, as long as there are less than three steps for each of these. A network that
+            looks its noise level up takes any other state for a state of another scale.
 
     Raises:
         ValueError: for a number that is not finite or out of range; on a process, for more jumps than there are nodes
@@ -572,6 +576,7 @@ class Thinned(LogSNR):
     clean: float = 0.4
     to_data: bool = False
     jumps: tuple[float, ...] = ()
+    on_table: bool = False
 
     deep: ClassVar[float] = -13.0  # the log-SNR below which processes that start far in the noise have no more to show
     width: ClassVar[float] = 1.5  # of the changes, over which steps stay close to their neighbours in length
@@ -587,9 +592,15 @@ class Thinned(LogSNR):
         object.__setattr__(self, "clean", number("clean", self.clean, least=0, below=1))
         object.__setattr__(self, "to_data", flag("to_data", self.to_data))
         object.__setattr__(self, "jumps", levels_of("jumps", self.jumps))
+        object.__setattr__(self, "on_table", flag("on_table", self.on_table))
 
     def __call__(self, sde: SDE, steps: int, t_start: float | None = None, t_end: float | None = None) -> Grid:
         """The grid; see `GridRule`."""
+        grid = self._free(sde, steps, t_start, t_end)
+        return _on_table(grid, sde) if self.on_table else grid
+
+    def _free(self, sde: SDE, steps: int, t_start: float | None, t_end: float | None) -> Grid:
+        """The grid, whatever times a network is trained at."""
         if not self.to_data or t_end is not None or check_integer("the number of steps", steps, 0) == 0:
             return super().__call__(sde, steps, t_start, t_end)
 
@@ -663,6 +674,30 @@ def _inverse(increasing: Callable[[Tensor], Tensor], aim: Tensor, low: Tensor, h
         low = torch.where(below, middle, low)
         high = torch.where(below, high, middle)
     return (low + high) / 2
+
+
+def _on_table(grid: Grid, sde: SDE) -> Grid:
+    """A grid with the times between its ends moved to the nearest of a process' table, each taken once."""
+    table = sde.table_times
+    if table is None or grid.steps >= STEPS_AN_ENTRY * len(table) or grid.steps < 2:
+        return grid
+
+    start, *between, end = grid.times
+    known = cpu_float64(sorted((t for t in table if end < t < start), reverse=True))
+    if not len(known):
+        return Grid([start, end])
+    away = (sde.log_snr(cpu_float64(between))[:, None] - sde.log_snr(known)).abs()
+    nearest = _apart(away.argmin(dim=1).numpy(), len(known))
+    return Grid([start, *known[nearest].tolist(), end])
+
+
+def _apart(places: np.ndarray, n: int) -> np.ndarray:
+    """Places (k,) among 0 ... n - 1 that do not decrease, moved so that none is taken twice; all if these are less."""
+    order = np.arange(min(len(places), n))
+    if len(places) >= n:
+        return order
+    later = np.maximum.accumulate(places - order) + order
+    return np.minimum(later, n - len(places) + order)
 
 
 def _last_time(sde: SDE, start: float, data_std: float, level: float) -> float:

@@ -256,7 +256,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Weakened": (sg.guidance.Weakened, {"*score": SCORE, "*weak": SCORE, "*scale": 1.0, "interval": None}),
     "Thresholded": (sg.guidance.Thresholded, {"*score": SCORE, "*limit": 1.0, "*percentile": None, "most": None}),
     "cfg_plus_plus": (sg.guidance.cfg_plus_plus, {"*scale": 0.6, "*sde": sg.EDMSDE(), "*grid": [8.0, 4.0, 1.0]}),
-    "Thinned": (sg.grids.Thinned, {"data_std": 1.0, "even": 15.0, "even_deep": 60.0, "last": 5.0, "largest": 400.0, "near_noise": -5.0, "near_data": 3.0, "clean": 0.2}),
+    "Thinned": (sg.grids.Thinned, {"data_std": 1.0, "even": 15.0, "even_deep": 60.0, "on_table": True, "last": 5.0, "largest": 400.0, "near_noise": -5.0, "near_data": 3.0, "clean": 0.2}),
     "Record": (recorded, {"trajectory": None, "callback": None, "progress": False}),
     "Execution": (executed, {
         "batch_size": 2, "until": None, "enable_grad": False, "compile": False, "device": None,

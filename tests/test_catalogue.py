@@ -644,14 +644,16 @@ def test_the_default_on_a_noise_estimate_that_is_rough_in_time(sde: sg.LinearSDE
     assert float((got - exact).square().mean().sqrt() / exact.std()) < 0.03
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.start.PriorWarning")  # NCSN's table starts at the data's scale
 @pytest.mark.parametrize("process", PROCESSES)
 @given(budget=st.integers(2, 120))
 @settings(max_examples=10)
 def test_the_default_keeps_every_budget(process: str, budget: int) -> None:
-    """Without a solver's name a run uses the budget in full, on every process."""
+    """Without a solver's name a run uses the budget in full, or all but the last of the few levels of NCSN's table."""
     sde = LINEAR[process]
     res = sg.sample(bimodal(sde), sde, (2, 2), nfe=budget, seed=0)
-    assert res.nfe == budget
+    all_levels = [len(sde.table_times or ()) - 1] if process == "ncsn" else []
+    assert res.nfe in [budget, *(n for n in all_levels if n < budget)]
     assert res.status.ok
     named = sg.sample(bimodal(sde), sde, (2, 2), nfe=budget, seed=0, solver=sg.defaults.default_setting(sde, budget))
     assert torch.equal(named.x, res.x)

@@ -15,6 +15,7 @@ from sgm_sde.sampling.defaults import (
     Setting,
     adams_near_noise,
     guided_settings,
+    on_table,
     settings,
     straight_adams,
     straight_settings,
@@ -93,7 +94,12 @@ def default_candidates(
     nfe = check_integer("nfe", nfe)
     data = _Scaled(number("data_std", data_std, least=NARROWEST, most=WIDEST))
 
-    found = [*settings(data.std), *(straight_settings(data.std) if flag("coupled", coupled) else ())]
+    of_unknown = settings(data.std)
+    found = [
+        *of_unknown,
+        *map(on_table, of_unknown),
+        *(straight_settings(data.std) if flag("coupled", coupled) else ()),
+    ]
     if flag("guided", guided) or jumps:
         found += [*guided_settings(data.std), *(with_room(one, nfe) for one in guided_settings(data.std, jumps))]
     for solvers, rules in data.at(nfe):

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from sgm_sde._utils.cache import cached
 from sgm_sde._utils.checks import FAR, check_integer, described, flag, instance_of, levels_of, moment, number
@@ -31,6 +32,7 @@ LINEAR_FAR_OUT = 20.0
 CENTRED_BELOW = 10.0  # where the network's data estimate tells the mean of the data, and not its own errors
 CENTRED_GUIDED = 3.0  # where guidance has no longer thrown it out of the data
 EVEN_DEEP = 70.0  # calls from which on steps where networks see pure noise are as long as others
+ANOTHER_SCALE = 1.01  # of states, between one entry of a table and the next
 FINAL_NODES = 3  # data estimates that a sample is made from below MANY calls
 # Where a process itself says that its data are not of about unit scale: factors between scale and noise levels.
 BELOW_START = 4.0
@@ -226,6 +228,24 @@ def across(setting: Setting, jumps: Sequence[float]) -> Setting:
     return Setting(setting.solver.with_jumps(jumps), grid)
 
 
+def on_table(setting: Setting) -> Setting:
+    """A setting that calls the network at times of a process' table, where its grid can and there is one.
+
+    Args:
+        setting: the setting; one on another grid than `Thinned` is left as it is.
+
+    Raises:
+        TypeError: for what is no setting.
+
+    Examples:
+        >>> on_table(SETTINGS[1]).grid
+        Thinned(even=16, even_deep=70, to_data=True, on_table=True)
+    """
+    instance_of("setting", setting, Setting, "a Setting")
+    grid = setting.grid
+    return Setting(setting.solver, replace(grid, on_table=True)) if isinstance(grid, Thinned) else setting
+
+
 def with_room(setting: Setting, nfe: int) -> Setting:
     """A setting whose grid has a node at no more jumps than lie between the first call of a budget and the last.
 
@@ -334,6 +354,9 @@ def default_setting(
     nodes, at which the method starts anew, and it goes through one up to 29 calls. Chosen on half of the cells of
     `python -m benchmarks.guided_defaults`.
 
+    On a table whose states at one entry are of another scale than at the next, as NCSN's, the network is called at
+    entries only (`Thinned(on_table=True)`): the budget may then not be used up.
+
     Where a given time has no finite log-SNR (alpha = 0 or sigma = 0), the default is Adams' method in the coordinates
     of rectified flow on the process' own grid. For flows of coupled pairs it is that method with a corrector on
     `Thinned`, chosen on half of the networks of `python -m benchmarks.coupled_flows`. For a process with a matrix it is
@@ -400,7 +423,16 @@ def _linear_setting(
     if coupled:
         few, more = straight_settings(data_std)
         return across(few if budget < OF_THREE else more, jumps)
-    return _by_budget(budget, data_std, guided, jumps)
+    setting = _by_budget(budget, data_std, guided, jumps)
+    return on_table(setting) if _scales_of_a_table(sde) else setting
+
+
+@cached(maxsize=64)
+def _scales_of_a_table(sde: LinearSDE) -> bool:
+    """True where states at one entry of a table are of another scale than at the next, and none may stand for it."""
+    nodes = sde.nodes(sde.table_times or ())
+    scales = [math.hypot(node.alpha, node.sigma) for node in nodes]
+    return any(max(a, b) > ANOTHER_SCALE * min(a, b) for a, b in pairwise(scales))
 
 
 def _beyond_levels(sde: LinearSDE, times: Sequence[float]) -> float | None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.sampling.candidates import default_candidates
 from sgm_sde.sampling.planning import plan
 from sgm_sde.schemes import ExponentialAdams
 from sgm_sde.scores.guidance import ClassifierFree, Interval, Thresholded, Weakened
+from tests.conventions import case_id
 
 # Methods that are not stable throw samples out, and say so.
 pytestmark = pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")
@@ -262,3 +265,60 @@ def test_options_by_their_names(call: Any, words: str) -> None:
     """At the call."""
     with pytest.raises((ValueError, TypeError), match=words):
         call()
+
+
+# --- tables of few levels ------------------------------------------------------------
+
+LEVELS = np.geomspace(20.0, 0.01, 20)
+MODES = torch.tensor([[-1.0, 0.0], [1.0, 0.5]])
+
+
+def looked_up(levels: np.ndarray) -> sg.Score:
+    """The exact score of two modes of width .2, with its noise level looked up in a table, as NCSNv2 has it."""
+    sigma = torch.tensor(levels)
+
+    def net(x: Tensor, i: Tensor) -> Tensor:
+        variance = (sigma[i.long()] ** 2 + 0.04)[:, None].to(x)
+        away = x[:, None] - MODES.to(x)
+        weights = torch.softmax(-away.square().sum(2) / 2 / variance, 1)
+        return -(weights[..., None] * away).sum(1) / variance
+
+    return sg.adapters.from_score_sde(net, sg.DiscreteVESDE(levels.tolist()))[0]
+
+
+@pytest.fixture(scope="module")
+def flow() -> tuple[sg.Score, Tensor, Tensor]:
+    """The score, noise, and where the exact flow of the score takes it."""
+    score = looked_up(LEVELS)
+    sde = score.sde
+    noise = sde.prior_std * torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return score, noise, sg.sample(score, sde, x_T=noise, solver="rk4", grid="log-snr", nfe=6001).x
+
+
+@pytest.mark.parametrize(("nfe", "most"), [(5, 0.09), (10, 0.02), (16, 0.02), (20, 0.02), (35, 0.02)])
+def test_a_network_of_few_noise_levels_is_called_at_these(
+    flow: tuple[sg.Score, Tensor, Tensor], nfe: int, most: float
+) -> None:
+    """Between its levels it takes states for those of another scale, and 16 calls erred by .2, DDIM by .09."""
+    score, noise, exact = flow
+    found = sg.sample(score, score.sde, x_T=noise, nfe=nfe)
+    assert (found.x - exact).square().mean().sqrt() < most
+    assert found.nfe <= nfe
+    assert set(found.times) <= {score.sde.T, *score.sde.table_times}
+
+
+@pytest.mark.parametrize(("steps", "moved"), [(1, True), (19, True), (59, True), (60, False)])
+def test_times_are_moved_to_a_table_up_to_three_steps_an_entry(steps: int, moved: bool) -> None:
+    sde = sg.DiscreteVESDE(LEVELS.tolist())
+    free, on_table = (sg.grids.Thinned(on_table=on)(sde, steps) for on in (False, True))
+    assert (on_table.times[0], on_table.times[-1]) == (free.times[0], free.times[-1])
+    if not moved:
+        assert on_table == free
+    assert set(on_table.times[1:-1]).issubset(sde.table_times) == moved
+
+
+@pytest.mark.parametrize("sde", [sg.VPSDE(), sg.presets.ddpm(), sg.presets.score_sde_ve_cifar10()], ids=case_id)
+def test_other_processes_default_is_on_no_table(sde: sg.LinearSDE) -> None:
+    grid = sg.defaults.default_setting(sde, 10).grid
+    assert isinstance(grid, sg.grids.Thinned)
+    assert not grid.on_table
