@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from sgm_sde import __version__
 from sgm_sde._utils.checks import check_integer, described, usable_device
+from sgm_sde._utils.elsewhere import CONDITIONS, GUIDANCE, SAMPLES, SOLVERS, STEPS, instead_of
 from sgm_sde._utils.files import JsonMapping, JsonObject, folder_to_write
 from sgm_sde.data.images import read_data
 from sgm_sde.processes.base import has_scalar_marginal
@@ -24,6 +26,19 @@ from sgm_sde.zoo.models import Model
 
 if TYPE_CHECKING:
     from sgm_sde.calibration.result import Calibration
+
+
+# Options by their names in other programs.
+ELSEWHERE = {
+    **instead_of(STEPS, "nfe"),
+    **instead_of(SOLVERS, "solver"),
+    **instead_of(GUIDANCE, "guidance"),
+    **instead_of(CONDITIONS, "labels"),
+    **instead_of((*SAMPLES, "num", "count"), "n"),
+    **instead_of(("output", "output_dir", "outdir", "save", "save_dir", "path"), "out"),
+    **instead_of(("batch_size", "max_batch_size"), "batch"),
+    **instead_of(("network", "net", "checkpoint", "ckpt"), "model"),
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.options(commands.add_parser(name, help=command.help, description=command.help, allow_abbrev=False))
     args = argparse.Namespace()
     try:
-        args = parser.parse_args(argv)
+        args, unknown = parser.parse_known_args(argv)
+        if unknown:
+            near = _near(unknown[0], vars(args))
+            commands.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}{near}")
         with _warnings_as_lines():
             return COMMANDS[args.command].run(args)
     except (ImportError, OSError, TypeError, ValueError) as error:
@@ -78,6 +96,20 @@ def _as_typed(message: str, args: argparse.Namespace) -> str:
 
     message = re.sub(rf"^({names})\b(?:\[\d+\])?|(?<![\w.-])({names})(?:(=None\b)|(?==))", typed, message)
     return message.replace("solvers() has", "`sgm-sde solvers` has")
+
+
+def _near(option: str, known: Collection[str]) -> str:
+    """The options that may be meant by one that a command does not have, as the end of an error message.
+
+    Examples:
+        >>> _near("--num_steps=10", ["nfe", "steps", "n"]), _near("--step", ["nfe", "steps"])
+        ('; did you mean --nfe?', '; did you mean --steps?')
+    """
+    name = option.lstrip("-").partition("=")[0].replace("-", "_")
+    meant = ELSEWHERE.get(name)
+    near = [meant] if meant in known else difflib.get_close_matches(name, known, n=2)
+    shown = [f"{'-' if len(each) == 1 else '--'}{each.replace('_', '-')}" for each in near if each]
+    return f"; did you mean {', '.join(shown)}?" if shown else ""
 
 
 def _with_conditions(error: Exception) -> str:

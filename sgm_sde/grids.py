@@ -38,9 +38,10 @@ from sgm_sde._utils.checks import (
     settle,
     unknown,
 )
+from sgm_sde._utils.elsewhere import OF_PLACES, OF_TIMES
 from sgm_sde._utils.shapes import cpu_float64
 from sgm_sde.engine.coordinates import noise_level
-from sgm_sde.engine.times import CLOSEST, ROUNDING, at_ends, same_time
+from sgm_sde.engine.times import CLOSEST, ROUNDING, at_ends, in_words_of_table, same_time
 from sgm_sde.identity import Value
 from sgm_sde.processes.base import has_scalar_marginal, require_sde
 
@@ -73,6 +74,8 @@ class Grid(Value):
         >>> Grid([1.0, 0.5, 0.1]).steps
         2
     """
+
+    _elsewhere = OF_TIMES
 
     times: tuple[float, ...]
 
@@ -119,7 +122,8 @@ class Grid(Value):
             times.pop()
         times = [at_ends(sde, t) if i in (0, len(times) - 1) else t for i, t in enumerate(times)]
         if times[0] > sde.T:
-            raise ValueError(f"the grid starts at t={times[0]}, beyond T={sde.T}")
+            words = in_words_of_table(sde, times[0])
+            raise ValueError(f"the grid starts at t={times[0]}, beyond T={sde.T}{words}")
         return self if tuple(times) == self.times else Grid(times)
 
     def __repr__(self) -> str:
@@ -318,6 +322,8 @@ class GridRule(Value, ABC):
         [1.0, 0.889, 0.556, 0.001]
     """
 
+    _elsewhere = OF_PLACES
+
     of_noise_levels: ClassVar[bool] = False
 
     def __call__(self, sde: SDE, steps: int, t_start: float | None = None, t_end: float | None = None) -> Grid:
@@ -337,7 +343,8 @@ class GridRule(Value, ABC):
         start, end = self.ends(sde, steps, t_start, t_end)
         if not 0 <= end < start <= sde.T:
             ends = (("t_start", t_start, start), ("t_end", t_end, end))
-            raise ValueError(f"need 0 <= t_end < t_start <= T = {sde.T}, got {_of_ends(ends)}")
+            words = in_words_of_table(sde, start) if start > sde.T else ""
+            raise ValueError(f"need 0 <= t_end < t_start <= T = {sde.T}, got {_of_ends(ends)}{words}")
         if steps == 0:
             return Grid([start])
         inner = self._placed(sde, steps, start, end)

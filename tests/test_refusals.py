@@ -32,6 +32,7 @@ def net(x: Tensor, t: Tensor, **_: Any) -> Tensor:
     return 0 * x
 
 
+TABLE = sg.from_noise(net, sg.presets.ddpm())
 COUPLED = sg.from_flow(net, FLOW, coupled=True)
 
 
@@ -95,6 +96,11 @@ def own_rule(place: Callable[[Tensor], Any]) -> sg.grids.GridRule:
             return place(u)
 
     return Own()
+
+
+def scheduled(alpha: Callable[[Tensor], Any] = torch.cos) -> sg.LinearSDE:
+    """A process of functions that are made anew."""
+    return sg.LinearSDE.from_schedule(alpha, lambda t: torch.sin(t))
 
 
 def of_class(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -392,6 +398,54 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
         r"^the condition 'y\[0\]' must be a tensor of one row per sample, 2 in all, got 0: classes are an int64 "
         r"tensor, as torch\.tensor\(\[3, 7\]\) for two samples$",
     ),
+    # Entries of tables in the place of times.
+    **{
+        f"entries of a table, {name}": (
+            call,
+            rf"{words}.*: entry i of a table of 1000 is at sde\.table_times\[i\], \(i \+ 1\)/1000 here, as 999 at t=1$",
+        )
+        for name, call, words in (
+            ("grid=", lambda: drawn(TABLE, grid=[999, 749, 499]), r"^the grid starts at t=999\.0, beyond T=1\.0"),
+            ("t_start=", lambda: drawn(TABLE, t_start=999, nfe=5), "^need 0 <= t_end < t_start <= T = 1.0"),
+        )
+    },
+    "entries of a table where there is none": (
+        lambda: drawn(SCORE, grid=[999, 749]),
+        r"^the grid starts at t=999\.0, beyond T=1\.0: times are those of the process, from T to eps = 0\.001$",
+    ),
+    # Processes of functions.
+    "a process made twice": (
+        lambda: sg.sample(sg.from_noise(net, scheduled()), scheduled(), (2, 2), nfe=2),
+        "^the score was made for another process than the call is on: two processes ScheduleSDE that were made apart, "
+        "of functions that are equal and not the same: make the process once, and give that object to both$",
+    ),
+    "guidance on a process made twice": (
+        lambda: sg.guidance.Auto(sg.from_noise(net, scheduled()), sg.from_noise(net, scheduled()), 2.0),
+        "^the scores are on different processes: two processes ScheduleSDE that were made apart",
+    ),
+    "another process": (
+        lambda: sg.sample(SCORE, sg.VPSDE(beta_max=10.0), (2, 2), nfe=2),
+        r"^the score was made for another process than the call is on: VPSDE\(.*beta_max=20.* and VPSDE\(.*beta_max=10"
+        r".*: give the one that the network was trained on to both$",
+    ),
+    **{
+        f"a schedule of {name}": (
+            lambda alpha=alpha: scheduled(alpha),
+            r"^alpha\(t\) must be made of torch's functions, as torch\.cos and not np\.cos or math\.cos: the drift is "
+            r"its derivative by autograd",
+        )
+        for name, alpha in {
+            "NumPy": np.cos,
+            "NumPy's arrays": lambda t: np.cos(t.detach().numpy()),
+            "math": math.cos,
+            "values": lambda t: t.detach().cos(),
+        }.items()
+    },
+    "a schedule that ends in nothing": (
+        lambda: sg.LinearSDE.from_schedule(lambda t: 1 - t, lambda t: t),
+        r"^alpha\(t\) must be finite and positive on .*, got 0\.0 at t=1: nothing is left of the data there, end "
+        r"earlier, as at T=0\.999$",
+    ),
     "a program that is no JSON": (lambda: sg.Program.from_json("{"), "^not the JSON of a program"),
 }  # fmt: skip
 
@@ -432,6 +486,41 @@ FUNCTIONS: dict[str, Callable[..., object]] = {
 }
 OF_SCORES = [name for name in FUNCTIONS if name not in ("stepper", "bench")]
 ELSEWHERE = [
+    *((name, "num_steps", "n_times=, the number of noise levels") for name in ("elbo",)),
+    *(
+        (name, option, words)
+        for name, words in {
+            "pilot": r"candidates=\[\.\.\.\]",
+            "calibrate": r"pilot\(\), which compares solvers: calibrate fits a table of its own",
+        }.items()
+        for option in ("sampler", "solver", "method")
+    ),
+    ("check_score", "device", "data on that device, and a network there"),
+    ("check_score", "sde", "the score alone, which has its process"),
+    *(
+        ("sample", option, words)
+        for option, words in {
+            "cfg": "the score guided in place of the score",
+            "clip_denoised": r"the score in bounds: guidance\.Thresholded\(score, limit\)",
+            "eps": "t_end=, the time at which sampling ends",
+            "rtol": r"an adaptive solver: solver=Adaptive\(rtol=\.\.\., atol=\.\.\.\)",
+            "return_trajectory": r"record=Record\(trajectory='all'\)",
+            "verbose": r"record=Record\(progress=\.\.\.\)",
+            "rng": "seed=, or generator=",
+            "snr": r"solver=PredictorCorrector\('reverse-diffusion', Langevin\(snr=\.\.\.\)\)",
+            "s_churn": r"an option of the solver: solver=Heun\(s_churn=\.\.\.\)",
+            "order": r"an option of the solver: solver=DPMSolverPP\(order=\.\.\.\)",
+            "sigma_max": r"a process with them, as EDMSDE\(sigma_min=\.\.\., sigma_max=\.\.\.\)",
+            "denoise": "final='denoise', which is the default",
+            "strength": "x_T= with t_start=, or a solver of sg.inverse",
+            "rho": r"grid=grids\.Karras\(rho=\.\.\.\)",
+            "size": "shape=",
+            "callbacks": r"record=Record\(callback=\.\.\.\)",
+            "compile_model": r"execution=Execution\(compile=True\)",
+            "use_karras_sigmas": "grid=, such as grid='karras'",
+            "prompt": r"model_kwargs=\{\.\.\.\}",
+        }.items()
+    ),
     ("log_prob", "device", "states on that device"),
     ("encode", "num_steps", r"method=, such as sg.likelihood.FixedGrid\(100\)"),
     ("decode", "steps", r"method=, such as sg.likelihood.FixedGrid\(100\)"),
@@ -452,6 +541,60 @@ def test_names_of_options_elsewhere(name: str, option: str, words: str) -> None:
     """What to give instead."""
     with pytest.raises(TypeError, match=rf"^{name}\(\) has no argument '{option}': give .*{words}"):
         FUNCTIONS[name](**{option: 3})
+
+
+CONSTRUCTORS: list[tuple[Callable[..., object], str, str]] = [
+    (lambda **given: sg.guidance.ClassifierFree(SCORE, **given), "guidance_scale", "ClassifierFree.* give scale="),
+    (lambda **given: sg.guidance.ClassifierFree(SCORE, **given), "null_label", r"ClassifierFree.* give null=\{"),
+    (lambda **given: sg.guidance.Classifier(SCORE, **given), "cond_fn", "Classifier.* give log_likelihood="),
+    (lambda **given: sg.guidance.Auto(SCORE, **given), "bad_model", "Auto.* give weak="),
+    (lambda **given: sg.guidance.Thresholded(SCORE, **given), "p", "Thresholded.* give percentile="),
+    (sg.VPSDE, "N", r"VPSDE.* give nfe= or steps= of sample .*sg\.DiscreteVPSDE\(betas\)"),
+    (sg.VPSDE, "beta_start", "VPSDE.* give beta_min= and beta_max="),
+    (sg.DiscreteVPSDE, "beta_start", r"DiscreteVPSDE.* sg\.presets\.ddpm\(\)"),
+    (sg.presets.ddpm, "num_train_timesteps", "ddpm.* give n="),
+    (sg.EDMSDE, "sigma_data", r"EDMSDE.* sg\.adapters\.from_edm\(net\)"),
+    (sg.EDMSDE, "rho", r"EDMSDE.* grid=sg\.grids\.Karras\(rho=\.\.\.\)"),
+    (sg.RectifiedFlowSDE, "shift", r"RectifiedFlowSDE.* grid=sg\.grids\.Shifted\(shift=\.\.\.\)"),
+    (sg.LinearSDE.from_schedule, "t_max", "from_schedule.* give T="),
+    (sg.grids.Karras, "sigma_min", r"Karras.* give them to the process"),
+    (sg.grids.LogSNR, "steps", "LogSNR.* give nfe= or steps= of sample"),
+    (sg.Grid, "sigmas", "Grid.* give times="),
+    (sg.DDIM, "num_inference_steps", "DDIM.* give nfe= or steps= of sample"),
+    (sg.DPMSolverPP, "solver_order", "DPMSolverPP.* give order="),
+    (sg.DPMSolverPP, "algorithm_type", "DPMSolverPP.* give eta=1"),
+    (sg.UniPC, "lower_order_final", "UniPC.* give lower_final="),
+    (sg.Langevin, "target_snr", "Langevin.* give snr="),
+    (sg.PredictorCorrector, "snr", r"PredictorCorrector.* give corrector=sg\.Langevin\(snr=\.\.\.\)"),
+    (sg.Execution, "batch", "Execution.* give batch_size="),
+    (sg.Record, "return_trajectory", "Record.* give trajectory='all'"),
+    (sg.likelihood.FixedGrid, "nfe", "FixedGrid.* give steps="),
+    (sg.oracles.Gaussian, "std", r"Gaussian.* give the variance: covariance=std\*\*2"),
+    *(
+        (lambda make=make, **given: make(net, VP, **given), option, f"{make.__name__}.* give {words}")
+        for make in (sg.from_noise, sg.from_denoiser, sg.from_v, sg.from_flow, sg.from_score)
+        for option, words in {
+            "num_timesteps": "time_label=",
+            "class_labels": r"model_kwargs=\{\.\.\.\} to sample",
+            "sigma_data": r".*sg\.adapters\.from_edm\(net\)",
+        }.items()
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "option", "words"), CONSTRUCTORS, ids=case_id)
+def test_names_of_options_of_constructors_elsewhere(make: Callable[..., object], option: str, words: str) -> None:
+    """What to give instead."""
+    name, _, instead = words.partition(".*")
+    with pytest.raises(TypeError, match=rf"^{name}\(\) has no argument '{option}':.*{instead}"):
+        make(**{option: 3})
+
+
+@pytest.mark.parametrize("make", [sg.VPSDE, sg.DDIM, sg.Execution, sg.grids.Karras, sg.Langevin], ids=case_id)
+def test_options_that_no_constructor_has(make: Callable[..., object]) -> None:
+    """In the words of the class, with what is similar."""
+    with pytest.raises(TypeError, match=r"^\w+\(\) got an unexpected argument 'nonsense'"):
+        make(nonsense=3)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -568,6 +711,12 @@ COMMANDS = [
         ["-n", "4", "--labels", "none", "--guidance", "2"],
         "--guidance=2 is towards classes, and --labels=none",
     ),
+    ("sample", ["-n", "4", "--num_steps", "10"], r"unrecognized arguments: --num_steps 10; did you mean --nfe\?"),
+    ("sample", ["-n", "4", "--num-inference-steps=10"], r"unrecognized .*; did you mean --nfe\?"),
+    ("sample", ["-n", "4", "--sampler", "ddim"], r"unrecognized .*; did you mean --solver\?"),
+    ("sample", ["-n", "4", "--batch-size", "2"], r"unrecognized .*; did you mean --batch\?"),
+    ("sample", ["-n", "4", "--sead", "2"], r"unrecognized arguments: --sead 2; did you mean --seed"),
+    ("sample", ["-n", "x"], "argument -n/--n: invalid int value: 'x'"),
     ("likelihood", ["--trace", "hutch"], "--trace must be one of 'hutchinson', 'exact', got 'hutch'"),
 ]
 

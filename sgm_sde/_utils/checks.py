@@ -56,12 +56,20 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.4, most: int
     return f"; did you mean {', '.join(map(repr, near))}?" if near else ""
 
 
-def known_arguments(function: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise TypeError, in the name of the function that was called, for arguments that it does not pass on."""
+def known_arguments(
+    function: str, given: Iterable[str], known: Iterable[str], instead: Mapping[str, str] | None = None
+) -> None:
+    """Raise TypeError, in the name of the function that was called, for arguments that it does not pass on.
+
+    `instead` has what to give in the place of arguments that are known elsewhere.
+    """
     known = list(dict.fromkeys(known))
     for name in given:
-        if name not in known:
-            raise TypeError(f"{function}() got an unexpected argument {name!r}{did_you_mean(name, known)}")
+        if name in known:
+            continue
+        if instead and name in instead:
+            raise TypeError(f"{function}() has no argument {name!r}: give {instead[name]}")
+        raise TypeError(f"{function}() got an unexpected argument {name!r}{did_you_mean(name, known)}")
 
 
 def keywords(*functions: Callable[..., object]) -> list[str]:

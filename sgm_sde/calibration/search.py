@@ -28,7 +28,7 @@ from sgm_sde._utils.checks import (
     number,
     sizes,
 )
-from sgm_sde._utils.elsewhere import OF_TRIALS, named_elsewhere
+from sgm_sde._utils.elsewhere import OF_TRIALS, SOLVERS, instead_of, named_elsewhere
 from sgm_sde._utils.files import folder_to_write
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
@@ -74,6 +74,7 @@ from sgm_sde.sampling.trials import (
 from sgm_sde.scores.conditions import bare
 from sgm_sde.scores.score import as_score
 
+FITTED = "pilot(), which compares solvers: calibrate fits a table of its own"
 REFERENCES = (64, 128, 256)  # network calls of exact trajectories, as many as are needed
 KNOWN = 3e-4  # of the standard deviation: how well exact samples should be known
 LONGER = (512, 1024)  # for rough networks, such as those with an entry of its own for each of 1000 times
@@ -135,7 +136,7 @@ def calibrate(
 ) -> Calibrations: ...  # fmt: skip
 
 
-@named_elsewhere(OF_TRIALS)
+@named_elsewhere(OF_TRIALS | instead_of((*SOLVERS, "solver"), FITTED))
 @outside_inference_mode
 @torch.no_grad()
 def calibrate(

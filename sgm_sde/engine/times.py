@@ -36,6 +36,16 @@ def at_ends(sde: Process, t: float, *more: float, option: str = "t") -> float:
     return next((float(end) for end in (sde.T, sde.eps, *more) if same_time(t, end)), t)
 
 
+def in_words_of_table(sde: Process, t: float) -> str:
+    """The way from an entry of a table to its time, as the end of an error message; without one, what times are."""
+    table = sde.table_times
+    if table is None or not 1 <= t <= len(table) or t != int(t):
+        return f": times are those of the process, from T to eps = {sde.eps:g}"
+    n = len(table)
+    i = min(int(t), n - 1)
+    return f": entry i of a table of {n} is at sde.table_times[i], (i + 1)/{n} here, as {i} at t={table[i]:g}"
+
+
 def require_inside(sde: Process, t: Time) -> tuple[float, float] | None:
     """The first and the last of some times; None where they are not looked at.
 

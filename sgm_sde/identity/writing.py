@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sgm_sde._utils.elsewhere import Constructed
 from sgm_sde._utils.files import JsonMapping
 from sgm_sde._utils.shapes import cpu_float64
 from sgm_sde.identity.measured import measured
@@ -49,7 +50,7 @@ MARKS = (
 )
 
 
-class Value:
+class Value(Constructed):
     """The base of everything that is a value: two that differ have different specs.
 
     Examples:

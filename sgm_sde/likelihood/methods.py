@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from sgm_sde._utils.checks import FAR, described, number, one_of, settle
+from sgm_sde._utils.elsewhere import OF_FLOW_METHODS
 from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.noise import SampleSeeds
 from sgm_sde.identity import Value
@@ -46,6 +47,8 @@ class Method(Value):
         differentiable: whether gradients pass through.
         data_std: standard deviation of the data that a grid is made for.
     """
+
+    _elsewhere = OF_FLOW_METHODS
 
     data_std: float = 0.5
     fresh: ClassVar[bool] = False

@@ -19,11 +19,12 @@ from sgm_sde._utils.checks import (
     shape_of_samples,
     usable_device,
 )
+from sgm_sde._utils.elsewhere import OF_PROCESSES
 from sgm_sde._utils.shapes import Time, cpu_float64, expand, flat
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
 from sgm_sde.engine.reverse import ReverseSDE, ScoreFn, reverse_drift
 from sgm_sde.engine.times import same_time
-from sgm_sde.identity import Value, is_function, measured
+from sgm_sde.identity import Value, is_function, measured, portable
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -45,6 +46,16 @@ def require_sde(sde: object) -> None:
     """Raise TypeError unless `sde` is a forward process."""
     if _marginal_kind(sde) is None:
         raise TypeError(f"sde must be a forward process such as VPSDE(), got {described(sde)}")
+
+
+def in_words_of_both(first: SDE, second: SDE) -> str:
+    """Two processes that are not one, for an error message, and what to do where they differ as objects alone."""
+    if portable(first.spec()) != portable(second.spec()):
+        return f"{first!r} and {second!r}: give the one that the network was trained on to both"
+    return (
+        f"two processes {type(first).__name__} that were made apart, of functions that are equal and not the same: "
+        f"make the process once, and give that object to both"
+    )
 
 
 def _marginal_kind(sde: object) -> MarginalKind | None:
@@ -145,6 +156,8 @@ class SDE(Value, ABC):
 
     T: float
     eps: float
+    _elsewhere = OF_PROCESSES
+
     marginal_kind: ClassVar[MarginalKind] = "unknown"
     default_grid: ClassVar[str] = "uniform"
     time_is_noise_level: ClassVar[bool] = False

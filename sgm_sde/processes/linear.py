@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode
 from sgm_sde._utils.cache import cached
-from sgm_sde._utils.checks import described, require_function
+from sgm_sde._utils.checks import annotate, described, require_function
+from sgm_sde._utils.elsewhere import OF_PROCESSES, named_elsewhere
 from sgm_sde._utils.shapes import Time, as_time, cpu_float64, expand
 from sgm_sde.engine.times import at_ends, require_inside
 from sgm_sde.processes.base import SDE, MarginalKind, ProcessNode
@@ -142,6 +145,7 @@ class LinearSDE(SDE):
     keeps_float32: ClassVar[bool] = False  # whether time, alpha and sigma of noise levels in float32 are as accurate
 
     @staticmethod
+    @named_elsewhere(OF_PROCESSES)
     def from_schedule(
         alpha: Callable[[Tensor], Tensor],
         sigma: Callable[[Tensor], Tensor],
@@ -160,6 +164,7 @@ class LinearSDE(SDE):
         Raises:
             ValueError: if the functions are not finite, positive and of decreasing signal-to-noise ratio on
                 a grid of [eps, T]; the message gives the time.
+            TypeError: for functions that autograd does not see through, as NumPy's.
         """
         return ScheduleSDE(alpha, sigma, T, eps)
 
@@ -284,6 +289,9 @@ class LinearSDE(SDE):
         return [LinearNode(self, *row) for row in zip(times, *columns, strict=True)]
 
 
+BY_NUMPY = r"numpy\(\) on Tensor that requires grad|cannot be converted to Scalar|only one element tensors"
+
+
 @dataclass(frozen=True)
 class ScheduleSDE(LinearSDE):
     """A linear process from two functions of time; made by `LinearSDE.from_schedule`."""
@@ -299,6 +307,8 @@ class ScheduleSDE(LinearSDE):
         require_function("sigma", self.sigma_fn, "of t", 1)
 
         t = torch.linspace(self.eps, self.T, 257, dtype=torch.float64, device="cpu")
+        for name, fn in {"alpha": self.alpha_fn, "sigma": self.sigma_fn}.items():
+            _require_differentiable(name, fn, t)
         self._require_positive("alpha", t, self.alpha(t))
         self._require_positive("sigma", t, self.sigma(t))
         rising = self.log_snr(t).diff() >= 0
@@ -308,9 +318,12 @@ class ScheduleSDE(LinearSDE):
     def _require_positive(self, name: str, t: Tensor, value: Tensor) -> None:
         bad = ~(torch.isfinite(value) & (value > 0))
         if bad.any():
+            first = t[bad][0].item()
+            gone = name == "alpha" and first == self.T and value[-1] == 0
+            words = f": nothing is left of the data there, end earlier, as at T={0.999 * self.T:g}" if gone else ""
             raise ValueError(
                 f"{name}(t) must be finite and positive on [eps, T] = [{self.eps}, {self.T}], "
-                f"got {value[bad][0].item()} at t={t[bad][0].item():.6g}"
+                f"got {value[bad][0].item()} at t={first:.6g}{words}"
             )
 
     def alpha(self, t: Time) -> Tensor:
@@ -328,6 +341,27 @@ class ScheduleSDE(LinearSDE):
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"{name}(t) must return a tensor of the shape {tuple(t.shape)} of t, got {shape}")
         return value.expand(t.shape)
+
+
+@outside_inference_mode
+def _require_differentiable(name: str, fn: Callable[[Tensor], Tensor], t: Tensor) -> None:
+    """Raise TypeError for a schedule that torch cannot take the derivative of, as of NumPy's functions."""
+    asked = (
+        f"{name}(t) must be made of torch's functions, as torch.cos and not np.cos or math.cos: the drift is its "
+        f"derivative by autograd"
+    )
+    with torch.enable_grad():
+        try:
+            value = fn(t.detach().requires_grad_())
+        except Exception as error:
+            if re.search(BY_NUMPY, str(error)):
+                raise TypeError(asked) from None
+            annotate(error, f"{name} was called with a tensor of times of shape {tuple(t.shape)}")
+            raise
+    if isinstance(value, np.ndarray):
+        raise TypeError(f"{asked}, got an array")
+    if isinstance(value, Tensor) and not value.requires_grad and value.numel() > 1 and bool((value != value[0]).any()):
+        raise TypeError(f"{asked}, got values that change and have none")
 
 
 class _LogSNR(Protocol):

@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 
 from sgm_sde._utils.checks import check_integer
+from sgm_sde._utils.elsewhere import OF_TABLES, named_elsewhere
 from sgm_sde.processes.discrete import DiscreteVESDE, DiscreteVPSDE
 from sgm_sde.processes.edm import EDMSDE
 from sgm_sde.processes.ve import VESDE
 from sgm_sde.processes.vp import VPSDE, CosineVPSDE, SubVPSDE
 
 
+@named_elsewhere(OF_TABLES)
 def ddpm(n: int = 1000) -> DiscreteVPSDE:
     """DDPM: betas linear from 1e-4 to 0.02 (Ho et al., 2020, arXiv:2006.11239, section 4).
 
@@ -34,6 +36,7 @@ def ddpm(n: int = 1000) -> DiscreteVPSDE:
     return DiscreteVPSDE([first + (last - first) * i / (n - 1) for i in range(n)])
 
 
+@named_elsewhere(OF_TABLES)
 def iddpm_cosine(n: int = 1000) -> DiscreteVPSDE:
     """Improved DDPM: cosine table with betas at most 0.999 (Nichol & Dhariwal, 2021, arXiv:2102.09672).
 

@@ -20,6 +20,7 @@ from sgm_sde._utils.checks import (
     settle,
     usable_device,
 )
+from sgm_sde._utils.elsewhere import OF_EXECUTION, OF_RECORDS, Constructed
 
 TOLERANCE = 1e-4  # of runs in parallel in time
 
@@ -59,7 +60,7 @@ class StepInfo:
 
 
 @dataclass(frozen=True)
-class Record:
+class Record(Constructed):
     """Records of a run: trajectory, callback, progress bar.
 
     Args:
@@ -78,6 +79,8 @@ class Record:
         >>> run.trajectory.shape
         torch.Size([7, 4, 2])
     """
+
+    _elsewhere = OF_RECORDS
 
     trajectory: str | Sequence[float] | None = None
     callback: Callable[[StepInfo], bool | None] | None = None
@@ -99,7 +102,7 @@ def _times(trajectory: object) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class Execution:
+class Execution(Constructed):
     """Execution of a run: device and precision, batches, graph, compilation.
 
     But for `parallel`, and the rounding of a precision, none of it changes a sample.
@@ -137,6 +140,8 @@ class Execution:
         >>> torch.equal(few.x, sg.sample(score, sg.VPSDE(), (10, 2), steps=5, seed=0).x)
         True
     """
+
+    _elsewhere = OF_EXECUTION
 
     batch_size: int | None = None
     until: float | None = None

@@ -11,7 +11,17 @@ from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode
 from sgm_sde._utils.checks import arguments, described, instance_of, one_of
-from sgm_sde._utils.elsewhere import OF_NETWORKS, OF_RUNS, SAMPLES, STATES, instead_of, named_elsewhere
+from sgm_sde._utils.elsewhere import (
+    BOUNDS,
+    FIRST_TIMES,
+    OF_NETWORKS,
+    OF_RUNS,
+    SAMPLES,
+    STATES,
+    TOLERANCES,
+    instead_of,
+    named_elsewhere,
+)
 from sgm_sde._utils.tree import Conditions
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.executor import missing
@@ -54,6 +64,24 @@ ELSEWHERE = (
         **instead_of(SAMPLES, "shape=, with the number of samples first: shape=(64, 3, 32, 32)"),
         **instead_of(STATES, "x_T="),
         **instead_of(("timesteps", "times", "sigmas"), "grid=, times of the process"),
+        **instead_of(BOUNDS, "the score in bounds: guidance.Thresholded(score, limit)"),
+        **instead_of((*FIRST_TIMES, "eps"), "t_end=, the time at which sampling ends"),
+        **instead_of(TOLERANCES, "an adaptive solver: solver=Adaptive(rtol=..., atol=...)"),
+        **instead_of(("return_trajectory", "return_intermediates"), "record=Record(trajectory='all')"),
+        **instead_of(("verbose", "disable"), "record=Record(progress=...)"),
+        **instead_of(("rng", "random_state", "manual_seed"), "seed=, or generator="),
+        **instead_of(
+            ("predictor", "corrector", "snr"), "solver=PredictorCorrector('reverse-diffusion', Langevin(snr=...))"
+        ),
+        **instead_of(("churn", "s_churn", "S_churn"), "an option of the solver: solver=Heun(s_churn=...)"),
+        **instead_of(("order", "solver_order"), "an option of the solver: solver=DPMSolverPP(order=...)"),
+        **instead_of(("sigma_min", "sigma_max"), "a process with them, as EDMSDE(sigma_min=..., sigma_max=...)"),
+        **instead_of(("denoise", "denoise_final", "denoise_to_zero"), "final='denoise', which is the default"),
+        **instead_of(("mask", "image", "strength"), "x_T= with t_start=, or a solver of sg.inverse"),
+        "rho": "grid=grids.Karras(rho=...)",
+        "size": "shape=",
+        "callbacks": "record=Record(callback=...)",
+        "compile_model": "execution=Execution(compile=True)",
         "eta": "an option of the solver: solver=DDIM(eta=...)",
     }
 )

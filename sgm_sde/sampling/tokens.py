@@ -18,6 +18,7 @@ from sgm_sde.engine.matrix import Diagonal, times
 from sgm_sde.engine.noise import NoiseSource, NoiseStream, SampleSeeds, resolve_seeds
 from sgm_sde.engine.program import Program
 from sgm_sde.engine.status import Status
+from sgm_sde.engine.times import in_words_of_table
 from sgm_sde.engine.tokens import Column, TokenProgram, align
 from sgm_sde.grids import Grid, TokenGrid
 from sgm_sde.processes import LinearSDE
@@ -61,7 +62,8 @@ def sample_tokens(
     lowest = float(t.min())
     highest = float(t.max())
     if highest > sde.T:
-        raise ValueError(f"the grid starts at t={highest}, beyond T={sde.T}")
+        words = in_words_of_table(sde, highest)
+        raise ValueError(f"the grid starts at t={highest}, beyond T={sde.T}{words}")
 
     if solver is None:
         solver = default_setting(sde, grid.steps + 1, t_end=sde.eps, **score.traits).solver

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import arguments, check_integer, described, moment, shape_of_samples
-from sgm_sde._utils.elsewhere import OF_TRIALS, named_elsewhere
+from sgm_sde._utils.elsewhere import OF_TRIALS, SOLVERS, instead_of, named_elsewhere
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
 from sgm_sde._utils.units import in_units, units_of
@@ -222,7 +222,7 @@ def pilot(
 ) -> PilotResults: ...
 
 
-@named_elsewhere(OF_TRIALS | {"solver": "candidates=[...]", "solvers": "candidates=[...]"})
+@named_elsewhere(OF_TRIALS | instead_of((*SOLVERS, "solver", "solvers"), "candidates=[...]"))
 def pilot(
     score_fn: ScoreFn,
     sde: LinearSDE,

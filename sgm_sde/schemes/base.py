@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sgm_sde._utils.cache import cached
 from sgm_sde._utils.checks import FAR, described, instance_of, settle, stochasticity, unknown
+from sgm_sde._utils.elsewhere import OF_METHODS
 from sgm_sde.engine.adaptive import Integration, Pair
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource, SampleSeeds
@@ -29,6 +30,8 @@ from sgm_sde.scores.score import Score
 
 class _Method(Value, ABC):
     """Facts that solvers on a grid and solvers that choose their steps declare alike."""
+
+    _elsewhere = OF_METHODS
 
     @property
     @abstractmethod

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import FAR, check_integer, described, number, one_of, settle
+from sgm_sde._utils.elsewhere import OF_METHODS
 from sgm_sde._utils.shapes import cpu_float64, flat
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.executor import Hook
@@ -42,6 +43,8 @@ class Corrector(Value, ABC):
         >>> mean + noise
         tensor([0.9000])
     """
+
+    _elsewhere = OF_METHODS
 
     n_steps: int
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sgm_sde._utils.checks import check_integer, described, ends_of, flag, number, one_of, real, settle, stochasticity
+from sgm_sde._utils.elsewhere import OF_METHODS, named_elsewhere
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.processes.base import SDE
@@ -60,6 +61,7 @@ def _level(what: str, level: float | None, usual: float | None = None) -> str | 
     return None if level is None or level == usual else f"{what}{level:g}"
 
 
+@named_elsewhere(OF_METHODS)
 def DPMSolverPP(
     order: int = 2,
     *,
@@ -99,6 +101,7 @@ def DPMSolverPP(
     return _dpm_solver("dpm++", LU_PP, "data", order, variant, start, eta, singlestep, lower_final)
 
 
+@named_elsewhere(OF_METHODS)
 def DPMSolver(
     order: int = 2,
     *,
@@ -195,6 +198,7 @@ def _dpm_name(family: str, order: int, kind: str, parts: Sequence[str | None], e
     return _named(f"{sde}{family}{order}{kind}", *parts, _noisy(eta, (0, 1)))
 
 
+@named_elsewhere(OF_METHODS)
 def DEIS(
     order: int = 3, *, variable: str = "time", start: str | None = None, lower_final: bool | None = None
 ) -> ExponentialAdams:
@@ -240,6 +244,7 @@ def DEIS(
     )
 
 
+@named_elsewhere(OF_METHODS)
 def LMS(order: int = 4, *, start: str | None = None) -> ExponentialAdams:
     r"""Linear multistep in the noise level: variable-step Adams-Bashforth on $dy/ds = \epsilon$.
 
@@ -271,6 +276,7 @@ def LMS(order: int = 4, *, start: str | None = None) -> ExponentialAdams:
     )
 
 
+@named_elsewhere(OF_METHODS)
 def IPNDM(order: int = 4, *, variable_steps: bool = False) -> ExponentialAdams:
     r"""iPNDM: Adams-Bashforth on $dy/ds = \epsilon$ with the weights of even steps, whatever the grid.
 
@@ -309,6 +315,7 @@ def IPNDM(order: int = 4, *, variable_steps: bool = False) -> ExponentialAdams:
     )
 
 
+@named_elsewhere(OF_METHODS)
 def UniC(predictor: Solver | str, nodes: int | None = None) -> ExponentialAdams:
     """UniC: corrects each step of a multistep predictor with the network call that the next step makes anyway.
 
@@ -342,6 +349,7 @@ def UniC(predictor: Solver | str, nodes: int | None = None) -> ExponentialAdams:
     return replace(corrected, start="warm") if warm else corrected
 
 
+@named_elsewhere(OF_METHODS)
 def UniPC(
     order: int = 3,
     *,
@@ -396,6 +404,7 @@ def UniPC(
     )
 
 
+@named_elsewhere(OF_METHODS)
 def SASolver(
     order: int = 2,
     *,
@@ -447,6 +456,7 @@ def SASolver(
     )
 
 
+@named_elsewhere(OF_METHODS)
 def SEEDS(order: int = 2, *, prediction: str = "data") -> ExponentialRungeKutta:
     r"""SEEDS: exponential Runge-Kutta methods on the reverse SDE, one Brownian path per step.
 
@@ -479,6 +489,7 @@ def SEEDS(order: int = 2, *, prediction: str = "data") -> ExponentialRungeKutta:
     )
 
 
+@named_elsewhere(OF_METHODS)
 def Rosenbrock(
     order: int = 2,
     *,
@@ -567,6 +578,7 @@ def Rosenbrock(
     return replace(solver, name=_named(f"rosenbrock{order}", *parts))
 
 
+@named_elsewhere(OF_METHODS)
 def RectifiedAdams(order: int = 2, *, start: str | None = None, lower_final: bool | None = None) -> ExponentialAdams:
     r"""Adams-Bashforth in the coordinates of rectified flow, on any process.
 
@@ -603,6 +615,7 @@ def RectifiedAdams(order: int = 2, *, start: str | None = None, lower_final: boo
     )
 
 
+@named_elsewhere(OF_METHODS)
 def ERSDE(order: int = 3) -> ExponentialAdams:
     r"""ER-SDE: data prediction with a noise scale $\phi(s)$ of the noise level $s = \sigma/\alpha$, repaired.
 

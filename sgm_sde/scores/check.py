@@ -39,7 +39,7 @@ from sgm_sde._utils.checks import (
     require_values,
     settle,
 )
-from sgm_sde._utils.elsewhere import OF_NETWORKS, named_elsewhere
+from sgm_sde._utils.elsewhere import OF_CHECKS, named_elsewhere
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine import coordinates
 from sgm_sde.engine.executor import PreDrawnNoise, execute
@@ -148,7 +148,7 @@ class ScoreCheck:
         return "\n".join([*lines, f"network / Gaussian {self.ratio:.2f} in the geometric mean"])
 
 
-@named_elsewhere(OF_NETWORKS)
+@named_elsewhere(OF_CHECKS)
 def check_score(
     score: Score, data: Tensor, *, seed: int = 0, model_kwargs: Mapping[str, object] | None = None
 ) -> ScoreCheck:

@@ -41,12 +41,13 @@ from sgm_sde._utils.checks import (
     real,
     require_function,
 )
+from sgm_sde._utils.elsewhere import OF_GUIDANCE
 from sgm_sde._utils.inputs import network_inputs
 from sgm_sde._utils.shapes import expand, in_range
 from sgm_sde._utils.tree import Arguments, Conditions, Path, each_leaf, shown
 from sgm_sde.engine.times import ROUNDING
 from sgm_sde.grids import Grid
-from sgm_sde.processes.base import has_scalar_marginal
+from sgm_sde.processes.base import has_scalar_marginal, in_words_of_both
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.conditions import PerSample, bare, map_rows, named_in, nullified, resolve
 from sgm_sde.scores.score import Network, Score, require_score
@@ -78,6 +79,8 @@ class GuidedScore(Score):
         (True, 2, 2)
     """
 
+    _elsewhere = OF_GUIDANCE
+
     recordable = False
 
     def __init__(self, parts: Sequence[Score], scale: Scale, interval: Interval | None, neutral: float) -> None:
@@ -88,7 +91,7 @@ class GuidedScore(Score):
                     f"guidance wraps what from_denoiser and its siblings make, got {described(part)}: use from_score"
                 )
             if part.sde != first.sde:
-                raise ValueError(f"the scores are on different processes: {first.sde!r} and {part.sde!r}")
+                raise ValueError(f"the scores are on different processes: {in_words_of_both(first.sde, part.sde)}")
 
         super().__init__(first.net, first.sde, first.prediction)
         self.parts = tuple(parts)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import FAR, described, known_arguments, number
+from sgm_sde._utils.elsewhere import OF_SCORES
 from sgm_sde._utils.shapes import expand
 from sgm_sde.processes.base import SDE, has_matrix_marginal
 from sgm_sde.processes.matrix import MatrixSDE, apply, double
@@ -115,7 +116,7 @@ def from_velocity_noise(
         >>> score.prediction
         'noise_v'
     """
-    known_arguments("from_velocity_noise", options, ("mixed", *OPTIONS))
+    known_arguments("from_velocity_noise", options, ("mixed", *OPTIONS), OF_SCORES)
     return VelocityScore(net, sde, "noise_v", mixed=mixed, **options)
 
 
@@ -138,7 +139,7 @@ def from_velocity_score(net: Network, sde: SDE, **options: Unpack[JointOptions])
         >>> from_velocity_score(lambda z, t: -4 * z[:, 1], sg.CLD())(torch.ones(1, 2, 1), 1.0)[:, 1]
         tensor([[-4.]])
     """
-    known_arguments("from_velocity_score", options, OPTIONS)
+    known_arguments("from_velocity_score", options, OPTIONS, OF_SCORES)
     return VelocityScore(net, sde, "score_v", **options)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_autocast
 from sgm_sde._utils.checks import check_integer, described, is_dense, numbers, require_floating
+from sgm_sde._utils.elsewhere import OF_ORACLES, Constructed
 from sgm_sde._utils.shapes import Time, batch_time, expand, require_times
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
 from sgm_sde.processes.base import has_matrix_marginal, has_scalar_marginal
@@ -47,7 +48,7 @@ def _require_none(kwargs: Mapping[str, object]) -> None:
         raise TypeError(f"an oracle takes x and t alone, got the arguments {', '.join(kwargs)} in model_kwargs")
 
 
-class Oracle(ABC):
+class Oracle(Constructed, ABC):
     """A data distribution over tensors of shape `event_shape` with closed-form marginals under any linear process.
 
     Examples:
@@ -57,6 +58,8 @@ class Oracle(ABC):
         >>> x.shape, oracle.log_prob(x, sg.VPSDE(), 0.5).shape, oracle.score(sg.VPSDE())(x, 0.5).shape
         (torch.Size([4, 1]), torch.Size([4]), torch.Size([4, 1]))
     """
+
+    _elsewhere = OF_ORACLES
 
     event_shape: torch.Size
     device: torch.device

@@ -18,6 +18,7 @@ from sgm_sde._utils.checks import (
     one_of,
     require_function,
 )
+from sgm_sde._utils.elsewhere import OF_SCORES
 from sgm_sde._utils.inputs import network_inputs
 from sgm_sde._utils.shapes import Time, batch_time
 from sgm_sde._utils.tree import Path
@@ -25,7 +26,14 @@ from sgm_sde.engine.program import MATRIX_OUTPUTS, PREDICTIONS
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.engine.times import require_inside
 from sgm_sde.identity import ReachesNetwork, Value, Writer, class_name, fields_of
-from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal, measuring_times, require_sde
+from sgm_sde.processes.base import (
+    SDE,
+    has_matrix_marginal,
+    has_scalar_marginal,
+    in_words_of_both,
+    measuring_times,
+    require_sde,
+)
 from sgm_sde.scores.calls import tell_call
 from sgm_sde.scores.conditions import ROWS, bare
 from sgm_sde.scores.time_labels import TimeLabel, require_label
@@ -93,6 +101,8 @@ class Score(Value, ReachesNetwork):
         >>> score.prediction, score(torch.ones(1, 2), 1.0)
         ('noise', tensor([[-1.0000, -1.0000]]))
     """
+
+    _elsewhere = OF_SCORES
 
     branches: int = 1
     recordable: bool = True
@@ -369,7 +379,7 @@ def from_noise(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score
         >>> score(torch.ones(1, 2), 1.0)
         tensor([[-1.0000, -1.0000]])
     """
-    known_arguments("from_noise", options, ScoreOptions.__annotations__)
+    known_arguments("from_noise", options, ScoreOptions.__annotations__, OF_SCORES)
     return Score(net, sde, "noise", **options)
 
 
@@ -393,7 +403,7 @@ def from_denoiser(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Sc
         >>> score(torch.ones(1, 2), 2.0)
         tensor([[-0.2000, -0.2000]])
     """
-    known_arguments("from_denoiser", options, ScoreOptions.__annotations__)
+    known_arguments("from_denoiser", options, ScoreOptions.__annotations__, OF_SCORES)
     return Score(net, sde, "data", **options)
 
 
@@ -415,7 +425,7 @@ def from_v(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
         >>> sg.from_v(lambda x, t: 0 * x, sg.VPSDE()).denoised(torch.ones(1, 1), 1.0)
         tensor([[0.0066]])
     """
-    known_arguments("from_v", options, ScoreOptions.__annotations__)
+    known_arguments("from_v", options, ScoreOptions.__annotations__, OF_SCORES)
     return Score(net, sde, "v", **options)
 
 
@@ -448,7 +458,7 @@ def from_flow(net: Network, sde: SDE, **options: Unpack[FlowOptions]) -> Score:
         >>> sg.from_flow(lambda x, t: x, sg.RectifiedFlowSDE()).denoised(torch.ones(1, 1), 0.25)
         tensor([[0.7500]])
     """
-    known_arguments("from_flow", options, FlowOptions.__annotations__)
+    known_arguments("from_flow", options, FlowOptions.__annotations__, OF_SCORES)
     return Score(net, sde, "flow", **options)
 
 
@@ -470,7 +480,7 @@ def from_score(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score
         >>> sg.from_score(lambda x, t: -x, sg.VPSDE())(torch.ones(1, 1), 0.5)
         tensor([[-1.]])
     """
-    known_arguments("from_score", options, ScoreOptions.__annotations__)
+    known_arguments("from_score", options, ScoreOptions.__annotations__, OF_SCORES)
     return Score(net, sde, "score", **options)
 
 
@@ -487,7 +497,9 @@ def as_score(score_fn: ScoreFn, sde: SDE) -> Score:
     if not isinstance(score_fn, Score):
         return from_score(score_fn, sde)
     if score_fn.sde != sde:
-        raise ValueError(f"the score was made for {score_fn.sde!r}, and sampling was asked on {sde!r}")
+        raise ValueError(
+            f"the score was made for another process than the call is on: {in_words_of_both(score_fn.sde, sde)}"
+        )
     return score_fn
 
 

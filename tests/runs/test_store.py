@@ -515,7 +515,7 @@ def test_a_network_of_several_processes_is_refused() -> None:
         ({"n_classes": 0}, "n_classes .* got 0"),
         ({"n_levels": 1}, "n_levels .* got 1"),
         ({"data_range": (1.0, -1.0)}, "low < high"),
-        ({"sde": sg.VESDE()}, "the score was made for"),
+        ({"sde": sg.VESDE()}, "the score was made for another process than the call is on"),
     ],
     ids=case_id,
 )
