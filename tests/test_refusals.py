@@ -398,6 +398,25 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
         r"^the condition 'y\[0\]' must be a tensor of one row per sample, 2 in all, got 0: classes are an int64 "
         r"tensor, as torch\.tensor\(\[3, 7\]\) for two samples$",
     ),
+    # Scores and scales.
+    **{
+        f"{name} of time and state": (
+            lambda call=call: call(0.5, torch.zeros(2, 2)),
+            r"^x must be a tensor \(B, \*\), got 0.5: a score is called as score\(x, t\)$",
+        )
+        for name, call in {"score": SCORE, "denoised": SCORE.denoised}.items()
+    },
+    **{
+        f"scale={scale!r}": (
+            lambda scale=scale: sg.guidance.ClassifierFree(sg.from_noise(of_class, VP), scale, null={"y": 10}),
+            r"^scale must be one number, got .*: PerSample\(w\) has one for each sample$",
+        )
+        for scale in ([1.0, 2.0], torch.tensor([1.0, 2.0]))
+    },
+    "classes of floats of a classifier": (
+        lambda: sg.guidance.from_classifier(lambda x, t: x)(torch.zeros(2, 2), torch.ones(2), y=torch.zeros(2)),
+        r"^labels must be \(2,\) integers, got .* and dtype torch.float32$",
+    ),
     # Entries of tables in the place of times.
     **{
         f"entries of a table, {name}": (
@@ -569,6 +588,8 @@ CONSTRUCTORS: list[tuple[Callable[..., object], str, str]] = [
     (sg.Execution, "batch", "Execution.* give batch_size="),
     (sg.Record, "return_trajectory", "Record.* give trajectory='all'"),
     (sg.likelihood.FixedGrid, "nfe", "FixedGrid.* give steps="),
+    (lambda **given: sg.adapters.from_edm(net, **given), "sigma_data", r"from_edm.* sg\.adapters\.from_edm\(net\)"),
+    (lambda **given: from_flow_matching(net, **given), "num_steps", "from_flow_matching.* give nfe= or steps="),
     (sg.oracles.Gaussian, "std", r"Gaussian.* give the variance: covariance=std\*\*2"),
     *(
         (lambda make=make, **given: make(net, VP, **given), option, f"{make.__name__}.* give {words}")

@@ -139,6 +139,7 @@ OF_SCORES = {
     **instead_of(("prediction_type", "parameterization"), "the prediction by the function: from_v, from_noise"),
     **instead_of(BOUNDS, "the score in bounds: sg.guidance.Thresholded(score, limit)"),
 }
+OF_ADAPTERS = OF_SCORES | instead_of((*STEPS, "N", "timesteps"), AT_SAMPLE)
 OF_GUIDANCE = OF_SCORES | {
     **instead_of((*GUIDANCE, "w", "weight", "omega", "strength"), "scale="),
     **instead_of(

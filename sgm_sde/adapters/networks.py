@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 from torch import Tensor, nn
 
 from sgm_sde._utils.checks import described, flag, require_function
+from sgm_sde._utils.elsewhere import OF_ADAPTERS, named_elsewhere
 from sgm_sde.processes import EDMSDE, VESDE, VPSDE, DiscreteVESDE, DiscreteVPSDE, LinearSDE, RectifiedFlowSDE, SubVPSDE
 from sgm_sde.scores.score import Score, from_denoiser, from_flow, from_noise, from_score
 from sgm_sde.scores.time_labels import (
@@ -61,6 +62,7 @@ def with_output(model: Callable[..., Output], change: Callable[[Output, Tensor],
     return _ChangedFunction(model, change)
 
 
+@named_elsewhere(OF_ADAPTERS)
 def from_edm(denoiser: Callable[..., Tensor], sde: LinearSDE | None = None) -> tuple[Score, LinearSDE]:
     r"""EDM's preconditioned networks and k-diffusion's denoisers: $D(x, \sigma)$ of $x = x_0 + \sigma\epsilon$.
 
@@ -88,6 +90,7 @@ def from_edm(denoiser: Callable[..., Tensor], sde: LinearSDE | None = None) -> t
     return score, process
 
 
+@named_elsewhere(OF_ADAPTERS)
 def from_score_sde(net: Callable[..., Tensor], sde: LinearSDE, *, levels: int | None = None) -> tuple[Score, LinearSDE]:
     r"""Networks of score_sde, DDPM and NCSN: what they take and return follows from the process.
 
@@ -148,6 +151,7 @@ def _on_ladder(sde: DiscreteVESDE, net: Callable[..., Tensor], levels: int | Non
     return from_score(net, sde, time_label=score_sde_ve_discrete(sde))
 
 
+@named_elsewhere(OF_ADAPTERS)
 def from_flow_matching(
     net: Callable[..., Tensor],
     *,
@@ -200,6 +204,7 @@ class _Posterior(Protocol):
     mean: Tensor
 
 
+@named_elsewhere(OF_ADAPTERS)
 def from_azula(denoiser: Callable[..., _Posterior]) -> tuple[Score, LinearSDE]:
     """A denoiser of azula with its schedule.
 

@@ -307,10 +307,14 @@ class ScheduleSDE(LinearSDE):
         require_function("sigma", self.sigma_fn, "of t", 1)
 
         t = torch.linspace(self.eps, self.T, 257, dtype=torch.float64, device="cpu")
-        for name, fn in {"alpha": self.alpha_fn, "sigma": self.sigma_fn}.items():
-            _require_differentiable(name, fn, t)
+        alpha = _by_autograd("alpha", self.alpha_fn, t)
+        sigma = _by_autograd("sigma", self.sigma_fn, t)
+
         self._require_positive("alpha", t, self.alpha(t))
         self._require_positive("sigma", t, self.sigma(t))
+        _require_slope("alpha", alpha)
+        _require_slope("sigma", sigma)
+
         rising = self.log_snr(t).diff() >= 0
         if rising.any():
             raise ValueError(f"alpha(t) / sigma(t) must decrease with t, it does not at t={t[1:][rising][0]:.6g}")
@@ -344,24 +348,34 @@ class ScheduleSDE(LinearSDE):
 
 
 @outside_inference_mode
-def _require_differentiable(name: str, fn: Callable[[Tensor], Tensor], t: Tensor) -> None:
-    """Raise TypeError for a schedule that torch cannot take the derivative of, as of NumPy's functions."""
-    asked = (
-        f"{name}(t) must be made of torch's functions, as torch.cos and not np.cos or math.cos: the drift is its "
-        f"derivative by autograd"
-    )
+def _by_autograd(name: str, fn: Callable[[Tensor], Tensor], t: Tensor) -> object:
+    """Values of a schedule at times (n,) that ask for a derivative, which NumPy's functions refuse."""
     with torch.enable_grad():
         try:
             value = fn(t.detach().requires_grad_())
         except Exception as error:
             if re.search(BY_NUMPY, str(error)):
-                raise TypeError(asked) from None
+                raise _without_derivative(name) from None
             annotate(error, f"{name} was called with a tensor of times of shape {tuple(t.shape)}")
             raise
     if isinstance(value, np.ndarray):
-        raise TypeError(f"{asked}, got an array")
-    if isinstance(value, Tensor) and not value.requires_grad and value.numel() > 1 and bool((value != value[0]).any()):
-        raise TypeError(f"{asked}, got values that change and have none")
+        raise _without_derivative(name)
+    return value
+
+
+def _require_slope(name: str, value: object) -> None:
+    """Raise TypeError for values of a schedule that change with time and have no derivative."""
+    constant = not isinstance(value, Tensor) or value.requires_grad or value.ndim == 0
+    if isinstance(value, Tensor) and not constant and bool((value != value[0]).any()):
+        raise _without_derivative(name)
+
+
+def _without_derivative(name: str) -> TypeError:
+    """The error for a schedule that torch cannot take the derivative of."""
+    return TypeError(
+        f"{name}(t) must be made of torch's functions, as torch.cos and not np.cos or math.cos: the drift is its "
+        f"derivative by autograd"
+    )
 
 
 class _LogSNR(Protocol):

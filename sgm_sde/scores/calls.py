@@ -127,16 +127,23 @@ def _of_shapes(call: Call) -> str:
     if not call.says(OF_SHAPES) or call.says(OF_INDICES):
         return ""
     x = call.x
-    words = f"x is (B, *), here {len(x)} samples of the shape {tuple(x.shape[1:])}, by shape=, x_T or the data"
-    if x.ndim == 4 and x.shape[-1] in CHANNELS and x.shape[1] not in CHANNELS:
+    n = len(x)
+    event = tuple(x.shape[1:])
+    words = f"x is (B, *), here {n} samples of the shape {event}, by shape=, x_T or the data"
+
+    is_image = len(event) == 3
+    if is_image and event[-1] in CHANNELS and event[0] not in CHANNELS:
         words += ": images are (B, channels, height, width)"
-    if call.says("size of tensor a|shape mismatch") and x.ndim > 1 and call.label.ndim == 1:
-        words += f", and times (B,) go with it as t[:{', None' * (x.ndim - 1)}]"
+
+    broadcast = call.says("size of tensor a|shape mismatch")
+    if broadcast and event and call.label.ndim == 1:
+        ones = ", None" * len(event)
+        words += f", and times (B,) go with it as t[:{ones}]"
 
     short = [
-        f"{name} has {len(value)} rows for {len(x)} samples"
+        f"{name} has {len(value)} rows for {n} samples"
         for name, value in call.conditions.items()
-        if isinstance(value, Tensor) and value.ndim and len(value) != len(x)
+        if isinstance(value, Tensor) and value.ndim and len(value) != n
     ]
     return "; ".join([words, *short])
 

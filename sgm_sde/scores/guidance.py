@@ -24,6 +24,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,6 +50,7 @@ from sgm_sde.engine.times import ROUNDING
 from sgm_sde.grids import Grid
 from sgm_sde.processes.base import has_scalar_marginal, in_words_of_both
 from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.scores.calls import tell_call
 from sgm_sde.scores.conditions import PerSample, bare, map_rows, named_in, nullified, resolve
 from sgm_sde.scores.score import Network, Score, require_score
 from sgm_sde.scores.time_labels import TimeLabel, noise_level, require_label
@@ -194,6 +196,8 @@ def _checked_scale(scale: object, score: Score) -> Scale:
         if not has_scalar_marginal(score.sde):
             raise TypeError(f"a scale of the noise level needs a LinearSDE, got {described(score.sde)}")
         return scale
+    if isinstance(scale, Tensor | list | tuple | np.ndarray):
+        raise TypeError(f"scale must be one number, got {described(scale)}: PerSample(w) has one for each sample")
     return number("scale", scale, least=-FAR, most=FAR)
 
 
@@ -887,7 +891,12 @@ def from_classifier(
     require_function("input_scale", input_scale, "of t", 1, optional=True)
 
     def log_likelihood(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        logits = net(*network_inputs(x, t, time_label, input_scale))
+        inputs = network_inputs(x, t, time_label, input_scale)
+        try:
+            logits = net(*inputs)
+        except Exception as error:
+            tell_call(error, *inputs, {})
+            raise
         if logits.ndim != 2 or len(logits) != len(x):
             raise ValueError(f"a classifier returns logits ({len(x)}, K), got {tuple(logits.shape)}")
         return _log_probability(logits, y)
@@ -906,6 +915,7 @@ def _require_labels(y: Tensor, batch: int, classes: int) -> None:
     """Raise ValueError unless y holds integers (B,) from 0 to K - 1."""
     integers = isinstance(y, Tensor) and not y.is_floating_point()
     if not integers or y.shape != (batch,):
-        raise ValueError(f"labels must be ({batch},) integers, got {described(y)}")
+        dtype = f" and dtype {y.dtype}" if isinstance(y, Tensor) else ""
+        raise ValueError(f"labels must be ({batch},) integers, got {described(y)}{dtype}")
     if y.device.type == "cpu" and bool(((y < 0) | (y >= classes)).any()):  # elsewhere a look would wait for the device
         raise ValueError(f"labels must lie in [0, {classes}), got {y.tolist()}")

@@ -305,8 +305,9 @@ class Score(Value, ReachesNetwork):
         Raises:
             ValueError: for a flow of coupled pairs, which gives none, times outside [0, T], and t = 0 where nothing
                 there is noise; on another device than the CPU they are not looked at.
-            TypeError: for a time that is True or False.
+            TypeError: for a time that is True or False, and a state that is no tensor.
         """
+        _require_state_first(x)
         self._require_noise(t)
         return self.predict("score", x, t, **kwargs)
 
@@ -315,7 +316,9 @@ class Score(Value, ReachesNetwork):
 
         Raises:
             ValueError: for times outside [0, T], as for the score.
+            TypeError: for a state that is no tensor.
         """
+        _require_state_first(x)
         require_inside(self.sde, t)
         return self.predict("data", x, t, **kwargs)
 
@@ -333,6 +336,12 @@ class Score(Value, ReachesNetwork):
     def __repr__(self) -> str:
         name = type(self.net).__name__ if isinstance(self.net, nn.Module) else function_name(self.net, "net")
         return f"Score({name} predicts {self.prediction}, {self.sde!r})"
+
+
+def _require_state_first(x: object) -> None:
+    """Raise TypeError unless the state is a tensor of at least one dimension, as times in its place may not be."""
+    if not isinstance(x, Tensor) or x.ndim == 0:
+        raise TypeError(f"x must be a tensor (B, *), got {described(x)}: a score is called as score(x, t)")
 
 
 def _tensor_inside(output: object) -> str:

@@ -195,6 +195,15 @@ def test_a_call_is_described_by_what_the_network_got() -> None:
     assert "x (3, 2) of float32, time label (3,) of float32, y (3,) of int64" in note
 
 
+def test_a_classifier_s_call_is_described() -> None:
+    """As that of a network."""
+    classifier = sg.guidance.from_classifier(lambda x, t: nn.Linear(3, 10)(x))
+    with pytest.raises(RuntimeError, match="cannot be multiplied") as error:
+        classifier(torch.zeros(4, 2), torch.ones(4), y=torch.arange(4))
+    (note,) = error.value.__notes__
+    assert "x is (B, *), here 4 samples of the shape (2,), by shape=, x_T or the data" in note
+
+
 @pytest.mark.parametrize("null", [4, -1, None])
 def test_what_stands_for_no_condition_is_named_where_a_network_does_not_know_it(null: int | None) -> None:
     """Beside the call."""
