@@ -62,6 +62,20 @@ def with_output(model: Callable[..., Output], change: Callable[[Output, Tensor],
     return _ChangedFunction(model, change)
 
 
+def is_changed(net: object) -> bool:
+    """True for a network whose output an adapter changes, so that it is not the user's."""
+    return isinstance(net, (_Changed, _ChangedFunction))
+
+
+def is_negated(net: object) -> bool:
+    """True for the negative of a network, as `from_flow_matching` makes it."""
+    return isinstance(net, (_Changed, _ChangedFunction)) and net.change is _negative
+
+
+def _negative(out: Tensor, x: Tensor) -> Tensor:
+    return -out
+
+
 @named_elsewhere(OF_ADAPTERS)
 def from_edm(denoiser: Callable[..., Tensor], sde: LinearSDE | None = None) -> tuple[Score, LinearSDE]:
     r"""EDM's preconditioned networks and k-diffusion's denoisers: $D(x, \sigma)$ of $x = x_0 + \sigma\epsilon$.
@@ -194,7 +208,7 @@ def from_flow_matching(
     sde = RectifiedFlowSDE(T=T)
     if not flag("from_noise", from_noise):
         return from_flow(net, sde, time_label=flow(scale), coupled=coupled), sde
-    reversed_net = with_output(net, lambda out, x: -out)
+    reversed_net = with_output(net, _negative)
     return from_flow(reversed_net, sde, time_label=flow_from_noise(scale), coupled=coupled), sde
 
 

@@ -10,6 +10,13 @@ $$ \Big(\frac{\alpha_T m'}{\sigma_T}\Big)^2 + \Big(1 - \sqrt{1 - \min(1, u')^2}\
 which no solver and no budget changes. Of samples of few numbers it is asked of each that varies; of many it is their
 mean, each with its variance. Of less than 16 samples the sizes of all numbers are taken for S', whatever their mean.
 
+Where there are data, m and S are known, of each of few numbers and along the principal directions v of any, with the
+variances $\lambda_k$: in all, samples are off by more than a quarter of the data's standard deviation where
+
+$$ \sum_k \lambda_k\Big[\frac{(\alpha_T v_k^\top m)^2}{\sigma_T^2(1 + u_k^2)} +
+   \Big(1 - \frac1{\sqrt{1 + u_k^2}}\Big)^2\Big] > \tfrac1{16}\sum_k \lambda_k, \qquad
+   u_k^2 = \frac{\alpha_T^2\lambda_k}{\sigma_T^2} . $$
+
 Data all of whose noised modes but one lie beyond the noise that a run starts from lose the others, and their samples
 tell nothing of it.
 """
@@ -24,6 +31,7 @@ from torch import Tensor
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.units import FEW_NUMBERS
 from sgm_sde.processes.base import SDE, has_matrix_marginal
+from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling.diagnosis import ImplausibleWarning, scales_at_T
 from sgm_sde.sampling.resolution import ENOUGH, THE_SAME
 
@@ -58,12 +66,55 @@ def words_if_off_prior(samples: Tensor, sde: SDE) -> str:
     if not float(off) > OFF:
         return ""
     return (
-        f"data like these samples are not only noise at T: alpha = {signal:.2g} of them is left there, beside noise of "
-        f"standard deviation {prior_std:.3g}, and the run started from noise alone, so that samples are off by some "
+        f"data like these samples {_left(sde)}, and the run started from noise alone, so that samples are off by some "
         f"{float(off):.2g} of the data's standard deviation, whatever the solver: bring data to about unit scale "
         f"around 0, take a process with more noise at T, or give noised data as x_T=; if the data are not of "
         f"that place and scale, samples were thrown out on the way: give more calls"
     )
+
+
+def words_if_data_off_prior(x0: Tensor, sde: LinearSDE) -> str:
+    """Text of a warning if runs from the prior miss data (n, *) by what the data leave at T, "" if not."""
+    signal, prior_std = scales_at_T(sde)
+    off = _off_of_data(flat(x0.detach()).double(), signal / prior_std)
+    if not off > OFF:
+        return ""
+    missed = f"these data {_left(sde)}; runs start from noise alone, so that their samples are off by some {off:.2g}"
+    cure = (
+        "start from noised data, x_T=sde.alpha(sde.T) * x0 + sde.sigma(sde.T) * noise, or train on data of about unit "
+        "scale around 0, or on a process with more noise at T"
+    )
+    return f"{missed} of the data's standard deviation, whatever the solver: {cure}"
+
+
+def _left(sde: SDE) -> str:
+    """Words for what there is at T beside noise."""
+    signal, prior_std = scales_at_T(sde)
+    return (
+        f"are not only noise at T: alpha = {signal:.2g} of them is left there, beside noise of standard deviation "
+        f"{prior_std:.3g}"
+    )
+
+
+def _off_of_data(rows: Tensor, share: float) -> float:
+    """The error of a run's samples for data (n, d), in standard deviations of the data; of few numbers the worst."""
+    mean = rows.mean(0)
+    centred = (rows - mean) / math.sqrt(len(rows))
+    _, scales, directions = torch.linalg.svd(centred, full_matrices=False)
+    along = _missed(directions @ mean, scales, share)
+    off = float(torch.linalg.vector_norm(scales * along) / torch.linalg.vector_norm(scales))
+    if rows.shape[1] > FEW_NUMBERS:
+        return off
+
+    std = torch.linalg.vector_norm(centred, dim=0)
+    each = _missed(mean, std, share).where(std > THE_SAME * mean.abs(), 0.0)
+    return max(off, float(each.amax()))
+
+
+def _missed(mean: Tensor, std: Tensor, share: float) -> Tensor:
+    """By how many standard deviations samples of N(mean, std^2) are off."""
+    kept = (1 + (share * std).square()).rsqrt()
+    return torch.hypot(share * mean * kept, 1 - kept)
 
 
 def _off(rows: Tensor, share: float, few: bool) -> Tensor:

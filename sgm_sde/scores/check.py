@@ -14,6 +14,10 @@ given one datum by datum, on more noises: if the difference is more than chance,
 Near pure noise, at larger levels, D says little, but the flow of $y = x/\alpha$ is $dy = \hat\epsilon\,ds$ on levels
 $s = \sigma/\alpha$: a noise estimate that is off by $\delta(s)$ more than the Gaussian's displaces y by up to
 $\int \delta\,ds$, in standard deviations of its noise by $\int \delta\,d\log s$.
+
+What errs by little at each level adds up on the way from noise. Samples of the network itself are compared with those
+of a Gaussian by the same steps from the same noises, so that neither the solver nor the start is in their ratio; and
+its errors with those of the best linear estimate, with the covariances of one half of the data at the other half.
 """
 
 from __future__ import annotations
@@ -40,7 +44,9 @@ from sgm_sde._utils.checks import (
     settle,
 )
 from sgm_sde._utils.elsewhere import OF_CHECKS, named_elsewhere
+from sgm_sde._utils.shapes import column
 from sgm_sde._utils.warn import warn
+from sgm_sde.adapters.networks import is_changed, is_negated
 from sgm_sde.engine import coordinates
 from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.noise import NoiseSource, NoiseStream, resolve_seeds
@@ -48,12 +54,14 @@ from sgm_sde.grids import Grid
 from sgm_sde.processes import presets
 from sgm_sde.processes.base import CheckError, has_scalar_marginal
 from sgm_sde.processes.discrete import DiscreteVPSDE
+from sgm_sde.processes.flow import RectifiedFlowSDE
 from sgm_sde.processes.linear import LinearSDE
-from sgm_sde.schemes import DDIM
+from sgm_sde.sampling.start import PriorWarning, words_if_data_off_prior
+from sgm_sde.schemes.families import DPMSolverPP
 from sgm_sde.scores import time_labels
 from sgm_sde.scores.conditions import require_rows
 from sgm_sde.scores.model import BoundScore
-from sgm_sde.scores.score import Score
+from sgm_sde.scores.score import Score, from_denoiser
 from sgm_sde.scores.time_labels import TimeLabel
 
 LEVELS = (0.2, 0.33, 0.6, 1.0, 1.7, 3.0, 5.0)  # sigma / alpha, in standard deviations of the data
@@ -68,15 +76,26 @@ ALMOST = 1.15  # rho up to which a reading says something of the data
 BY_PREDICTION = 0.9
 BY_LABEL = 0.97
 BY_SCALE = 0.993
+NO_WORSE = 1.02  # times the given reading's error at any level, up to which another one is the network's
 ALIKE = 1.03  # readings within this factor are the same
 CERTAIN = 3.5  # standard errors over data, from which on a difference is more than chance among some 400 readings
 ELSEWHERE = 1.0  # standard deviations of the data, from which on a network's own are elsewhere
 OTHER_SCALE = 1.5  # or times their scale
+LIKELY = 3.0  # the same of a single comparison
 OWN_CALLS = 32  # for samples of its own
+OWN_RUNS = 4  # for each datum at most, where data have few numbers
+SPREAD = 0.1  # of the data's standard deviation: more or less of its own samples is told
+UNTRAINED = 1.1  # times the error of the best linear estimate, from which on a network has learnt nothing
 MOST_NOISES = 32  # for each datum, where data have few numbers
 NUMBERS = 16384  # of states, which are enough at a noise level
 TINY = 1e-12  # errors below count as this
 FROM_NOISE = "-flow", "time_label=time_labels.flow_from_noise()"  # as it is published, of those that are alike
+ADAPTERS = {  # what makes a reading on rectified flow
+    ("flow", "time_label=None"): "from_flow_matching(net)",
+    ("flow", "time_label=time_labels.flow(1000)"): "from_flow_matching(net, scale=1000)",
+    FROM_NOISE: "from_flow_matching(net, from_noise=True)",
+    ("-flow", "time_label=time_labels.flow_from_noise(1000)"): "from_flow_matching(net, from_noise=True, scale=1000)",
+}
 _GIVEN = ""  # a label or a scale as the score has it
 
 CONSTRUCTORS = {
@@ -155,11 +174,12 @@ def check_score(
     r"""The denoising error of a network on data, against the mistakes that are made in telling what it predicts.
 
     A network that is read with another time label, prediction, sign, schedule or input scale than it was trained with
-    gives samples of an ordinary size and of a wrong law. With some data that shows: some twenty calls on all of the
-    data for it as it is, 300 for other readings, and for data of few numbers some hundred more, with other noises.
+    gives samples of an ordinary size and of a wrong law. With some data that shows: some fifty calls on all of the
+    data for it as it is, 350 for other readings, and for data of few numbers some hundred more, with other noises.
 
     Named is a reading that errs less by .7 % (another scale), 3 % (another label or schedule) or a tenth (another
-    prediction, and flows), and by three and a half standard errors over the data. Not found are mistakes that change
+    prediction, and flows), and by three and a half standard errors over the data; another label, schedule or scale that
+    errs more at no noise level. Not found are mistakes that change
     the estimates by less, as of a scale or schedule where estimates hardly depend on the network, and with few data
     those that change them by little. Nor are schedules that are not DDPM's, Stable Diffusion's or the cosine, and
     classes that were mixed up. Data of another place or scale than in training are distinguished from other readings by
@@ -186,7 +206,11 @@ def check_score(
 
     Warns:
         ScoreCheckWarning: if it errs a quarter more than the Gaussian at some noise level, or its estimate of the noise
-            near pure noise displaces samples by a quarter of the noise's standard deviation or more.
+            near pure noise displaces samples by a quarter of the noise's standard deviation or more; if it errs a tenth
+            more than the best linear estimate; and if samples of its own spread a tenth more or less than the data, by
+            three standard errors. Of guided scores the last two are not asked.
+        PriorWarning: if at T the process leaves so much of these data that samples, which start from noise alone, are
+            off by a quarter of the data's standard deviation.
 
     Examples:
         >>> import torch
@@ -213,7 +237,8 @@ def check_score(
     noises = _Noises(sde, x0, NoiseStream(seeds, "check"))
     noised = noises.first
     with torch.no_grad():
-        found = noised.check([noised.error_of(model, k) for k in range(len(noised.nodes))])
+        estimates = [noised.estimate_of(model, k) for k in range(len(noised.nodes))]
+        found = noised.check([noised.error(estimate) for estimate in estimates])
         better = _better_reading(score, noises, model.kwargs, found) if type(score) is Score else None
         if not score.coupled and (better is not None or max(found._ratios) > WORSE_AT_A_LEVEL):
             _compare_with_own_data(
@@ -226,6 +251,13 @@ def check_score(
         _compare_with_gaussian(found)
         with torch.no_grad():
             _compare_near_noise(noises.near_pure_noise(), model)
+        if not score.guided:
+            _compare_with_linear(noised, estimates)
+    if words := words_if_data_off_prior(x0, sde):
+        warn(words, PriorWarning)
+    elif not score.guided:
+        with torch.no_grad():
+            _compare_spread(noises, model)
     return found
 
 
@@ -240,6 +272,72 @@ def _compare_with_gaussian(found: ScoreCheck) -> None:
             f"data: it has not learnt that level, or is not what it is taken for there",
             ScoreCheckWarning,
         )
+
+
+def _compare_with_linear(noised: _Noised, estimates: Sequence[Tensor]) -> None:
+    """Warn of a network that errs more than the best linear estimate, which knows how numbers go together."""
+    logs = torch.zeros(len(noised.x0), dtype=torch.float64, device=noised.x0.device)
+    by_chance = torch.zeros_like(logs)
+    for estimate, linear in zip(estimates, noised.linear_estimates(), strict=True):
+        off = noised.squared_errors(estimate)
+        least = noised.squared_errors(linear)
+        logs += (off.mean() / least.mean()).log() / 2
+        by_chance += (off / off.mean() - least / least.mean()) / 2
+
+    log_ratio = float(logs.mean()) / len(estimates)
+    uncertain = _standard_error(by_chance) / len(estimates)
+    if log_ratio <= math.log(UNTRAINED) or log_ratio <= LIKELY * uncertain:
+        return
+    warn(
+        f"the network errs {math.exp(log_ratio):.2f} times as much as the best linear estimate, of a Gaussian with the "
+        f"mean and covariance of these data: has it been trained, and are its weights loaded?",
+        ScoreCheckWarning,
+    )
+
+
+def _compare_spread(noises: _Noises, model: BoundScore) -> None:
+    """Warn of samples of the network that spread otherwise than the data, where those of a Gaussian do not.
+
+    The Gaussian's are of the same noises by the same steps, so that what the solver errs, and what the data leave at
+    T, is in both.
+    """
+    noised = noises.first
+    runs = min(OWN_RUNS, max(1, NUMBERS // noised.x0.numel()))
+    sde = noises.sde
+    fitted = from_denoiser(noised.gaussian, sde)
+    gaussian = BoundScore(fitted, sde, (sde.eps, sde.T), None)
+
+    samples = _own_samples(noises, [model, gaussian], runs)
+    own, expected = map(_distances, samples)
+    of_data = _distances(noised.x0)
+
+    ratio = math.sqrt(float(own.mean() / expected.mean()))
+    by_noise = _standard_error(own / own.mean() - expected / expected.mean())
+    by_data = _standard_error(of_data / of_data.mean())
+    uncertain = math.hypot(by_noise, by_data)
+
+    if not math.isfinite(ratio):
+        return
+    off = abs(ratio - 1)
+    if off <= SPREAD or off <= LIKELY * ratio * uncertain / 2:
+        return
+    warn(
+        f"samples of the network itself spread {ratio:.2f} times as far as these data: what it errs at single noise "
+        f"levels adds up on the way from noise. Look at the scale that it was preconditioned for (sigma_data), at a "
+        f"factor on its output, and at its training at large noise",
+        ScoreCheckWarning,
+    )
+
+
+def _standard_error(values: Tensor) -> float:
+    """Of the mean of values (n,)."""
+    return float(values.std()) / math.sqrt(len(values))
+
+
+def _distances(x: Tensor) -> Tensor:
+    """Squared distances (n,) of x (n, *) from their mean."""
+    rows = x.double().flatten(1)
+    return (rows - rows.mean(0)).square().mean(1)
 
 
 def _compare_near_noise(noised: _Noised, model: BoundScore) -> None:
@@ -281,19 +379,20 @@ def _compare_with_own_data(noises: _Noises, model: BoundScore, found: ScoreCheck
     than the share `ratio` of a Gaussian's error, such as another reading of it has of the data as they are.
     """
     noised = noises.first
-    own = _own_samples(noises, model).double()
+    own = _own_samples(noises, [model])[0].double()
     mean = own.mean(0)
-    std = float((own - mean).square().mean().sqrt())
+    std = math.sqrt(float(_distances(own).mean()))
     distance = float((mean - noised.mean).square().mean().sqrt())
     moved = distance / noised.std
+
     alike = moved < ELSEWHERE and 1 / OTHER_SCALE < std / noised.std < OTHER_SCALE
     _, most = _range(noises.sde)
     if alike or not 0 < std < most / LEVELS[-1]:  # beyond, they are nothing but noise
         return
 
-    brought = ((noised.x0 - noised.mean) * (std / noised.std) + mean).to(noised.x0.dtype)
-    there = noises.of(brought)
-    known = there.check([there.error_of(model, k) for k in range(len(there.nodes))])
+    there = noises.of(noised.brought(mean, std))
+    errors = [there.error_of(model, k) for k in range(len(there.nodes))]
+    known = there.check(errors)
     if known.ratio < min(ALIKE * ratio, ALMOST):
         raise CheckError(
             f"the network, read as it is given, knows data around {float(mean.mean()):.3g} of standard deviation "
@@ -302,15 +401,30 @@ def _compare_with_own_data(noises: _Noises, model: BoundScore, found: ScoreCheck
         )
 
 
-def _own_samples(noises: _Noises, model: BoundScore) -> Tensor:
-    """Samples (n, *) of the network, as many as there are data, by DDIM in even steps of log-SNR."""
+def _own_samples(noises: _Noises, models: Sequence[BoundScore], runs: int = 1) -> list[Tensor]:
+    """Samples (n runs, *) of each network, from the same noises in even steps of log-SNR."""
     sde = noises.sde
-    least, most = _range(sde)
-    levels = torch.logspace(math.log10(0.99 * most), math.log10(1.01 * least), OWN_CALLS, dtype=torch.float64)
-    grid = Grid(sde.time_of_noise_level(levels).tolist())
+    grid = _own_grid(sde, noises.first.std)
     first, *_, last = sde.nodes(grid.times)
-    x = first.sigma * noises.draw()
-    return execute(DDIM().compile(sde, grid), x, model, PreDrawnNoise(())).x / last.alpha
+
+    program = DPMSolverPP(2).compile(sde, grid)
+    starts = [first.sigma * noises.draw() for _ in range(runs)]
+
+    samples = []
+    for model in models:
+        samples_of = [execute(program, x, model, PreDrawnNoise(())).x for x in starts]
+        samples.append(torch.cat(samples_of) / last.alpha)
+    return samples
+
+
+def _own_grid(sde: LinearSDE, std: float) -> Grid:
+    """Even steps of log-SNR, from noise levels that hide data of a standard deviation."""
+    least, most = _range(sde)
+    most = min(most, NEAR_NOISE[-1] * std)
+    ends = torch.tensor([0.99 * most, 1.01 * least], dtype=torch.float64)
+    first, last = ends.log().tolist()
+    levels = torch.linspace(first, last, OWN_CALLS, dtype=torch.float64).exp()
+    return Grid(sde.time_of_noise_level(levels).tolist())
 
 
 class _Noised:
@@ -329,6 +443,7 @@ class _Noised:
     """
 
     def __init__(self, sde: LinearSDE, x0: Tensor, noise: Tensor, levels: Sequence[float] = LEVELS) -> None:
+        self.sde = sde
         self.x0 = x0
         self.mean = x0.double().mean(0)
         self.variance = (x0 - self.mean).square().mean(0)
@@ -348,19 +463,55 @@ class _Noised:
         """The root mean square of what an estimate (n, *) of the data is off by, in standard deviations of the data."""
         return float((estimate - self.x0).double().square().mean().sqrt()) / self.std
 
-    def error_of(self, model: BoundScore, k: int) -> float:
-        """The error of the data that a score finds in the k-th state, which must be finite."""
+    def brought(self, mean: Tensor, std: float) -> Tensor:
+        """The data (n, *) moved to a mean and scaled to a standard deviation."""
+        centred = self.x0 - self.mean
+        return (centred * (std / self.std) + mean).to(self.x0.dtype)
+
+    def squared_errors(self, estimate: Tensor) -> Tensor:
+        """The mean square (n,) of what an estimate (n, *) of each datum is off by."""
+        off = (estimate - self.x0).double().flatten(1)
+        return off.square().mean(1).clamp(min=TINY**2)
+
+    def estimate_of(self, model: BoundScore, k: int) -> Tensor:
+        """The data that a score finds in the k-th state, which must be finite."""
         x, _ = self.states[k]
         estimate = model.predict("data", x, self.nodes[k].t)
         check_output(x, estimate, self.nodes[k].t)
-        return self.error(estimate)
+        return estimate
+
+    def error_of(self, model: BoundScore, k: int) -> float:
+        """The error of the data that a score finds in the k-th state."""
+        return self.error(self.estimate_of(model, k))
+
+    def gaussian(self, x: Tensor, t: Tensor) -> Tensor:
+        """G(x), the estimate of a Gaussian with the means and variances of the data."""
+        alpha = column(self.sde.alpha(t.double()), x)
+        sigma = column(self.sde.sigma(t.double()), x)
+        gain = alpha * self.variance / (alpha**2 * self.variance + sigma**2)
+        return (self.mean + gain * (x - alpha * self.mean)).to(x.dtype)
+
+    def linear_estimates(self) -> list[Tensor]:
+        """The estimates (n, *) of Gaussians with the means and covariances of the other half of the data, by level."""
+        rows = self.x0.double().flatten(1)
+        first = torch.arange(len(rows), device=rows.device) % 2 == 0
+        halves = [(first, _principal(rows[~first])), (~first, _principal(rows[first]))]
+
+        estimates = []
+        for node, (x, _) in zip(self.nodes, self.states, strict=True):
+            y = x.double().flatten(1) / node.alpha
+            estimate = torch.empty_like(y)
+            for half, fitted in halves:
+                estimate[half] = _linear(y[half], node.noise_level, *fitted)
+            estimates.append(estimate.reshape(x.shape))
+        return estimates
 
     def losses(self, name: str, outputs: Sequence[Tensor]) -> Tensor:
-        """Squared errors (n,) of outputs that are taken for a prediction, in those of the Gaussian, levels averaged."""
+        """Squared errors (levels, n) of outputs that are taken for a prediction, in those of the Gaussian."""
         estimates = _estimates(name, outputs, self)
-        off = [(estimate - self.x0).double().flatten(1).square().mean(1) for estimate in estimates]
+        off = [self.squared_errors(estimate) for estimate in estimates]
         of_gaussian = [(self.std * max(error, TINY)) ** 2 for error in self._gaussian]
-        return torch.stack([one / fitted for one, fitted in zip(off, of_gaussian, strict=True)]).mean(0)
+        return torch.stack([one / fitted for one, fitted in zip(off, of_gaussian, strict=True)])
 
     def check(self, errors: Sequence[float]) -> ScoreCheck:
         """Errors at the nodes beside those of the Gaussian."""
@@ -413,6 +564,20 @@ class _Noises:
         return _Noised(self.sde, self._x0, self.draw(), levels)
 
 
+def _linear(y: Tensor, noise_level: float, mean: Tensor, variances: Tensor, directions: Tensor) -> Tensor:
+    """The data (n, d) that a Gaussian with variances along directions has at y, its samples with noise."""
+    gain = variances / (variances + noise_level**2)
+    along = (y - mean) @ directions.T
+    return mean + (gain * along) @ directions
+
+
+def _principal(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean (d,) of rows (n, d), their variances along the principal directions, and those (k, d)."""
+    mean = rows.mean(0)
+    _, scales, directions = torch.linalg.svd(rows - mean, full_matrices=False)
+    return mean, scales.square() / len(rows), directions
+
+
 def _levels(sde: LinearSDE, std: float, levels: Sequence[float]) -> list[float]:
     """Noise levels in standard deviations of the data, of those that the process passes through."""
     least, most = _range(sde)
@@ -432,6 +597,20 @@ class _Reading:
     name: str
     label: str = _GIVEN
     scale: str = _GIVEN
+
+
+class _Gain(NamedTuple):
+    """A reading's error beside that of another.
+
+    Attributes:
+        share: the one over the other.
+        worst: the same at the noise level where it is largest.
+        standard_errors: by how many, over data, it is less.
+    """
+
+    share: float
+    worst: float
+    standard_errors: float
 
 
 class _Readings:
@@ -471,8 +650,8 @@ class _Readings:
                     found[_Reading(name, label, scale)] = noised.check(errors).ratio
         return found
 
-    def gain(self, reading: _Reading, over: _Reading, noises: _Noises, empty: bool = False) -> tuple[float, float]:
-        """A reading's error over that of another, and by how many standard errors over data it is less.
+    def gain(self, reading: _Reading, over: _Reading, noises: _Noises, empty: bool = False) -> _Gain:
+        """A reading's error beside that of another.
 
         With `empty`, over the other reading of a network that returns 0.
         """
@@ -483,19 +662,26 @@ class _Readings:
             losses.append(torch.stack([noised.losses(reading.name, now), noised.losses(over.name, then)]))
 
         less, more = torch.stack(losses).mean(0)
-        gain = more - less
-        uncertain = float(gain.std()) / math.sqrt(len(gain))
-        return math.sqrt(float(less.mean() / more.mean())), float(gain.mean()) / max(uncertain, 1e-300)
+        shares = (less.mean(1) / more.mean(1).clamp(min=TINY)).sqrt()
+        gain = (more - less).mean(0)
+        uncertain = max(_standard_error(gain), 1e-300)
+        share = math.sqrt(float(less.mean() / more.mean()))
+        return _Gain(share, float(shares.max()), float(gain.mean()) / uncertain)
 
-    def is_better(self, reading: _Reading, share: float, standard_errors: float) -> bool:
-        """True if a share of the given reading's error, and standard errors between the two, are more than chance."""
+    def is_better(self, reading: _Reading, gain: _Gain) -> bool:
+        """True if it is less than the given reading's error by more than chance, and at no level more.
+
+        What the network was made for is best everywhere; where it has not learnt a level, others are better there.
+        """
+        if reading.name == self.given.name and gain.worst > NO_WORSE:
+            return False
         if reading.name != self.given.name or reading.name == "flow":
             least = BY_PREDICTION
         elif reading.label != self.given.label:
             least = BY_LABEL
         else:
             least = BY_SCALE
-        return share < least and standard_errors > CERTAIN
+        return gain.share < least and gain.standard_errors > CERTAIN
 
 
 class _Better(NamedTuple):
@@ -515,10 +701,10 @@ def _better_reading(score: Score, noises: _Noises, kwargs: Mapping[str, object],
     for best in (_least(ratios, ALIKE, given), _least(same, 1.0, given)):
         if best == given or ratios[best] > ALMOST:
             continue
-        share, standard_errors = readings.gain(best, given, noises)
-        _, over_nothing = readings.gain(best, best, noises, empty=True)
-        if readings.is_better(best, share, standard_errors) and over_nothing > CERTAIN:
-            return _Better(f"{_written(best, score)}, with {share:.2f} of the error as given", ratios[best])
+        gain = readings.gain(best, given, noises)
+        over_nothing = readings.gain(best, best, noises, empty=True)
+        if readings.is_better(best, gain) and over_nothing.standard_errors > CERTAIN:
+            return _Better(f"{_written(best, score)}, with {gain.share:.2f} of the error as given", ratios[best])
     return None
 
 
@@ -548,7 +734,19 @@ def _written(reading: _Reading, score: Score) -> str:
     if reading.scale == _GIVEN and score.input_scale is not None:
         options.append("input_scale=...")
     sde = [] if reading.label.startswith("sde=") else ["sde"]
-    return CONSTRUCTORS[reading.name].replace("...", ", ".join([*sde, *options]), 1)
+    name = _negated(reading.name) if is_negated(score.net) else reading.name
+    written = CONSTRUCTORS[name].replace("...", ", ".join([*sde, *options]), 1)
+
+    if (adapter := ADAPTERS.get((name, reading.label))) and isinstance(score.sde, RectifiedFlowSDE):
+        return f"{written}, as adapters.{adapter} makes it"
+    if is_changed(score.net) and not is_negated(score.net):
+        return f"{written}, where net is score.net, in which the adapter holds the network"
+    return written
+
+
+def _negated(name: str) -> str:
+    """The name of a prediction of the other sign."""
+    return name.removeprefix("-") if name.startswith("-") else f"-{name}"
 
 
 def _labels(score: Score) -> dict[str, TimeLabel | None]:
@@ -565,8 +763,21 @@ def _labels(score: Score) -> dict[str, TimeLabel | None]:
         "time_label=time_labels.noise_level(sde)": time_labels.noise_level(sde),
         "time_label=time_labels.edm_c_noise(sde)": time_labels.edm_c_noise(sde),
         "time_label=time_labels.flow(1000)": time_labels.flow(1000.0),
+        "time_label=time_labels.flow_from_noise(1000)": time_labels.flow_from_noise(1000.0),
         **{f"sde={text}, time_label=time_labels.ddpm({n})": _index(sde, table) for text, table in _tables(n).items()},
+        **_reversed(score),
     }
+
+
+def _reversed(score: Score) -> dict[str, TimeLabel]:
+    """The label of a score in the other direction of time, of tables from the last entry to the first."""
+    sde = score.sde
+    assert has_scalar_marginal(sde)
+    label = score.time_label
+    both = sde.T + sde.table_times[0] if sde.table_times else sde.T
+    if label is None:
+        return {f"time_label=lambda t: {both:g} - t": lambda t: both - t}
+    return {f"time_label=lambda t: label({both:g} - t), with the label as given": lambda t: label(both - t)}
 
 
 def _tables(n: int) -> dict[str, DiscreteVPSDE]:

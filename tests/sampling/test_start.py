@@ -11,7 +11,7 @@ import torch
 
 import sgm_sde as sg
 from sgm_sde.sampling.diagnosis import scales_at_T
-from sgm_sde.sampling.start import PriorWarning, words_if_off_prior
+from sgm_sde.sampling.start import PriorWarning, words_if_data_off_prior, words_if_off_prior
 from tests.conventions import case_id
 
 VP = sg.VPSDE()
@@ -109,3 +109,22 @@ def test_one_number_of_many_may_be_off() -> None:
     x = torch.zeros(64, 3072)
     x[:, 0] = 400 + torch.randn(64, generator=torch.Generator().manual_seed(0))
     assert "off by some 2.6" in words_if_off_prior(x, VP)
+
+
+@pytest.mark.parametrize("scale", [2.0, 4.0])
+def test_data_whose_numbers_go_together(scale: float) -> None:
+    """64 numbers that are one number: its direction is 8 times as wide as each, and loses 1 - 1 / sqrt(1 + u^2)."""
+    sde = sg.EDMSDE(sigma_max=10.0)
+    one = torch.randn(4096, 1, generator=torch.Generator().manual_seed(0))
+    expected = 1 - 1 / math.hypot(1, 8 * scale / 10)
+    words = words_if_data_off_prior(scale * one.expand(-1, 64), sde)
+    assert float(words.split("off by some ")[1].split()[0]) == pytest.approx(expected, rel=0.05)
+    assert not words_if_data_off_prior(scale * torch.randn(4096, 64, generator=torch.Generator().manual_seed(0)), sde)
+
+
+@pytest.mark.parametrize("sde", PROCESSES[:-1], ids=case_id)
+def test_data_of_unit_scale_are_hidden(sde: sg.LinearSDE) -> None:
+    """On every process with a scalar kernel, also where some numbers never change."""
+    x0 = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    x0[:, :4] = 5.0
+    assert not words_if_data_off_prior(x0, sde)
