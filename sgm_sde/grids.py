@@ -559,7 +559,7 @@ class Thinned(LogSNR):
             end, and the steps to either side are stretched evenly in w.
         on_table: whether times between the ends are moved to the nearest in log-SNR of those that the network is
             trained at, each taken once, as long as there are less than three steps for each of these. A network that
-            looks its noise level up takes any other state for a state of another scale.
+            looks its noise level up takes any other state for a state of another scale. With `jumps` nodes stay.
 
     Raises:
         ValueError: for a number that is not finite or out of range; on a process, for more jumps than there are nodes
@@ -604,7 +604,7 @@ class Thinned(LogSNR):
     def __call__(self, sde: SDE, steps: int, t_start: float | None = None, t_end: float | None = None) -> Grid:
         """The grid; see `GridRule`."""
         grid = self._free(sde, steps, t_start, t_end)
-        return _on_table(grid, sde) if self.on_table else grid
+        return _on_table(grid, sde) if self.on_table and not self.jumps else grid
 
     def _free(self, sde: SDE, steps: int, t_start: float | None, t_end: float | None) -> Grid:
         """The grid, whatever times a network is trained at."""
