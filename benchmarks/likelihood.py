@@ -104,7 +104,7 @@ class Bed:
         probe = torch.where(z >= 0, 1, 0)
         ends = self.eps, self.sde.T
         value, info = peers.k_log_likelihood(
-            lambda x, sigma: self.score.denoised(x, sigma, **self.kwargs), self.x, *ends, tolerance, probe
+            lambda x, sigma: self.score.predict("data", x, sigma, **self.kwargs), self.x, *ends, tolerance, probe
         )
         return value, info["fevals"]
 
