@@ -510,7 +510,9 @@ def test_rare_noises_that_make_the_error_are_found() -> None:
         for setting in (found, found.off_the_shelf.setting)
     ]
     assert errors[0] < 0.3 * errors[1]
-    assert errors[0] / float(exact.std()) == pytest.approx(found.error, rel=0.5)
+    stderr = found.errors[0].stderr  # of some four samples far out, and so about a third
+    assert errors[0] / float(exact.std()) == pytest.approx(found.error, abs=3 * stderr)
+    assert stderr < 0.5 * found.error
 
 
 @pytest.mark.parametrize(
