@@ -686,11 +686,13 @@ def _inverse(increasing: Callable[[Tensor], Tensor], aim: Tensor, low: Tensor, h
 def _on_table(grid: Grid, sde: SDE) -> Grid:
     """A grid with the times between its ends moved to the nearest of a process' table, each taken once."""
     table = sde.table_times
-    if table is None or grid.steps >= STEPS_AN_ENTRY * len(table) or grid.steps < 2:
+    if table is None or grid.steps < 2:
         return grid
 
     start, *between, end = grid.times
     known = cpu_float64(sorted((t for t in table if end < t < start), reverse=True))
+    if grid.steps >= STEPS_AN_ENTRY * (len(known) + 2):
+        return grid
     if not len(known):
         return Grid([start, end])
     away = (sde.log_snr(cpu_float64(between))[:, None] - sde.log_snr(known)).abs()

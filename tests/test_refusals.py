@@ -807,3 +807,15 @@ def test_true_is_no_time(call: str) -> None:
     evaluate = {"score": SCORE, "denoised": SCORE.denoised}[call]
     with pytest.raises(TypeError, match="t must be a time, got True"):
         evaluate(torch.zeros(2, 3), True)
+
+
+def test_a_network_that_predicts_the_score_has_one_at_data() -> None:
+    """Data with a density have a score, and no conversion divides by sigma."""
+    sde = sg.VPSDE()
+    score = sg.from_score(lambda x, t: -x / (0.25 * sde.alpha(t) ** 2 + sde.sigma(t) ** 2)[:, None], sde)
+    torch.testing.assert_close(score(torch.ones(2, 3), 0.0), torch.full((2, 3), -4.0))
+
+
+def test_a_numpy_time_is_a_time() -> None:
+    with pytest.raises(ValueError, match="there is no score at t=0"):
+        SCORE(torch.zeros(2, 3), np.float32(0.0))  # type: ignore[arg-type]

@@ -443,7 +443,7 @@ def _choose(failed: np.ndarray, accepted: State, rejected: State) -> State:
     """One of two states for each sample, the second for those of these numbers."""
     if not len(failed):
         return accepted
-    if rejected and len(failed) == len(rejected[0]):
+    if not accepted or len(failed) == len(rejected[0]):
         return rejected
 
     rows = torch.from_numpy(failed).to(accepted[0].device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,7 +68,7 @@ def require_inside(sde: Process, t: Time) -> tuple[float, float] | None:
             return None
     elif isinstance(t, bool):
         raise TypeError(f"t must be a time, got {t}")
-    elif isinstance(t, int | float):
+    elif isinstance(t, Real):
         low = high = float_of(t)
     else:
         return None

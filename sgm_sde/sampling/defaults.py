@@ -32,6 +32,7 @@ LINEAR_FAR_OUT = 20.0
 CENTRED_BELOW = 10.0  # where the network's data estimate tells the mean of the data, and not its own errors
 CENTRED_GUIDED = 3.0  # where guidance has no longer thrown it out of the data
 EVEN_DEEP = 70.0  # calls from which on steps where networks see pure noise are as long as others
+FEWEST_ENTRIES = 8  # of a table, below which its times alone are too few steps
 ANOTHER_SCALE = 1.01  # of states, between one entry of a table and the next
 FINAL_NODES = 3  # data estimates that a sample is made from below MANY calls
 # Where a process itself says that its data are not of about unit scale: factors between scale and noise levels.
@@ -432,7 +433,7 @@ def _scales_of_a_table(sde: LinearSDE) -> bool:
     """True where states at one entry of a table are of another scale than at the next, and none may stand for it."""
     nodes = sde.nodes(sde.table_times or ())
     scales = [math.hypot(node.alpha, node.sigma) for node in nodes]
-    return any(max(a, b) > ANOTHER_SCALE * min(a, b) for a, b in pairwise(scales))
+    return len(scales) >= FEWEST_ENTRIES and any(max(a, b) > ANOTHER_SCALE * min(a, b) for a, b in pairwise(scales))
 
 
 def _beyond_levels(sde: LinearSDE, times: Sequence[float]) -> float | None:

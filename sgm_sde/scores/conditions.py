@@ -223,9 +223,13 @@ def _null_row(path: Path, condition: object, null: object, batch: int) -> Tensor
             f"the condition {shown(path)!r} must be a tensor of one row per sample, {batch} in all, got {given}: "
             f"classes are an int64 tensor, as torch.tensor([3, 7]) for two samples"
         )
-    if isinstance(null, float) and not null.is_integer() and not condition.is_floating_point():
-        raise ValueError(f"the null condition {shown(path)!r} is {null}, and the condition is of {condition.dtype}")
-    value = torch.as_tensor(null, dtype=condition.dtype, device=condition.device)
+    exact = torch.as_tensor(null, device=condition.device)
+    value = exact.to(condition.dtype)
+    of_classes = exact.is_floating_point() and not condition.is_floating_point()
+    if of_classes and not torch.equal(value.to(exact.dtype), exact):
+        raise ValueError(
+            f"the null condition {shown(path)!r} is {described(null)}, and the condition is of {condition.dtype}"
+        )
     try:
         return value.expand_as(condition)
     except RuntimeError:

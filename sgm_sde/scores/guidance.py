@@ -372,7 +372,8 @@ class ClassifierFree(Extrapolation):
                 f"{score!r} declares no null label (NULL_LABEL): give what stands for no condition, such as "
                 f"null={{'y': 10}}, got null={null}; a network that was trained without one takes Classifier guidance"
             )
-        _require_guided_once(score, self._named)
+        if interval is None:
+            _require_guided_once(score, self._named)
         self.null = dict(null or {})
         self._absent = any(leaf is None for _, leaf in each_leaf(self.null))
 
@@ -416,13 +417,13 @@ class ClassifierFree(Extrapolation):
 
 
 def _require_guided_once(score: Score, named: frozenset[Path]) -> None:
-    """Raise ValueError for a score that is guided by one of these conditions already, itself or in a part."""
-    if isinstance(score, ClassifierFree) and (twice := score._named & named):
+    """Raise ValueError for a score that these conditions guide at all levels already, itself or in its main part."""
+    if isinstance(score, ClassifierFree) and score.interval is None and (twice := score._named & named):
         raise ValueError(
             f"the score is guided by {shown(min(twice))!r} already, at scale {described(score.scale)}: guide the score "
             f"inside once, at the scale wanted"
         )
-    for part in score.parts:
+    for part in score.parts[:1]:
         _require_guided_once(part, named)
 
 

@@ -323,9 +323,9 @@ class Score(Value, ReachesNetwork):
         return self.predict("data", x, t, **kwargs)
 
     def _require_noise(self, t: Time) -> None:
-        """Raise ValueError for times outside [0, T], and for t = 0 if sigma = 0 there: a point has no score."""
+        """Raise ValueError for times outside [0, T], and for t = 0 if sigma = 0 there: no prediction gives a score."""
         ends = require_inside(self.sde, t)
-        if ends is None or ends[0] > 0 or not has_scalar_marginal(self.sde):
+        if ends is None or ends[0] > 0 or self.prediction == "score" or not has_scalar_marginal(self.sde):
             return
         if float(self.sde.sigma(0.0)) == 0:
             raise ValueError(

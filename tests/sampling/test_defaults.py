@@ -322,3 +322,23 @@ def test_other_processes_default_is_on_no_table(sde: sg.LinearSDE) -> None:
     grid = sg.defaults.default_setting(sde, 10).grid
     assert isinstance(grid, sg.grids.Thinned)
     assert not grid.on_table
+
+
+def test_nodes_at_jumps_stay_on_no_table() -> None:
+    sde = sg.DiscreteVESDE(LEVELS.tolist())
+    free, on_table = (sg.grids.Thinned(jumps=(1.0, 0.3), on_table=on)(sde, 8) for on in (False, True))
+    assert on_table == free
+
+
+def test_part_of_a_table_counts_by_its_own_entries() -> None:
+    """Five entries from t = .25 down to eps: fifteen steps are as many as three for each."""
+    sde = sg.DiscreteVESDE(LEVELS.tolist())
+    moved, free = (sg.grids.Thinned(on_table=True)(sde, steps, t_start=0.25) for steps in (14, 15))
+    assert set(moved.times[1:-1]) <= set(sde.table_times)
+    assert free == sg.grids.Thinned()(sde, 15, t_start=0.25)
+
+
+@pytest.mark.parametrize("budget", [7, 17])
+def test_a_table_too_short_for_a_grid_of_its_own_gets_a_free_one(budget: int) -> None:
+    score = looked_up(np.geomspace(20.0, 0.01, 6))
+    assert sg.sample(score, score.sde, (2, 2), nfe=budget, seed=0).nfe == budget

@@ -749,3 +749,23 @@ def test_two_conditions_are_guided_one_around_the_other() -> None:
     both = ClassifierFree(one, 3.0, null={"z": 0.0})
     ones = torch.ones(2)
     torch.testing.assert_close(both.output(torch.zeros(2, 1), ones, y=ones, z=ones), torch.full((2, 1), 32.0))
+
+
+@pytest.mark.parametrize("null", [torch.tensor(10.5), 10.5], ids=["tensor", "number"])
+def test_a_null_class_with_a_fraction_is_refused(null: Any) -> None:
+    """Cut to the class 10 it would be another class."""
+    score = sg.from_noise(lambda x, t, y: x * y[:, None], sg.VPSDE())
+    guided = sg.guidance.ClassifierFree(score, 2.0, {"y": null})
+    with pytest.raises(ValueError, match="the null condition 'y' is "):
+        guided(torch.ones(2, 3), 0.5, y=torch.tensor([1, 2]))
+
+
+def test_guidance_in_two_intervals_is_not_guidance_twice() -> None:
+    """Pieces of a scale by noise level: each applies where the other does not."""
+    sde = sg.VPSDE()
+    score = sg.from_noise(lambda x, t, y: x * y[:, None], sde)
+    high = sg.guidance.ClassifierFree(score, 2.0, {"y": 0}, interval=(1.0, 5.0))
+    both = sg.guidance.ClassifierFree(high, 3.0, {"y": 0}, interval=(0.1, 1.0))
+    x, y = torch.ones(2, 3), torch.tensor([1, 2])
+    t = sde.time_of_noise_level(torch.tensor([0.5, 2.0]))
+    torch.testing.assert_close(both.predict("noise", x, t, y=y), torch.tensor([[3.0], [4.0]]).expand(2, 3))
