@@ -544,8 +544,8 @@ class Thinned(LogSNR):
     Args:
         data_std: the scale s, about the standard deviation of the data.
         even: the number m of network calls from which on steps near pure noise are as long as others.
-        even_deep: the number d from which on those below log-SNR -13 are, where processes as rectified flow and capped
-            cosine tables go on for long; its default tells them apart from no others near pure noise.
+        even_deep: the number d from which on steps below log-SNR -13 are, where rectified flow and capped cosine tables
+            go on for long; with its default, as with any up to m, they are as long as others near pure noise.
         last: the factor of the last level, as in `Widening`.
         largest: a bound of the first level in units of s, for a prior of unit scale, larger by as much as the prior is;
             its default is the log-SNR -20.
@@ -585,7 +585,7 @@ class Thinned(LogSNR):
     jumps: tuple[float, ...] = ()
     on_table: bool = False
 
-    deep: ClassVar[float] = -13.0  # the log-SNR below which processes that start far in the noise have no more to show
+    deep: ClassVar[float] = -13.0  # log-SNR, below which networks see nothing but noise; VP starts at -10
     width: ClassVar[float] = 1.5  # of the changes, over which steps stay close to their neighbours in length
 
     __repr__ = Widening.__repr__

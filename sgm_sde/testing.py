@@ -20,6 +20,9 @@ from sgm_sde.engine.matrix import number as engine_number
 from sgm_sde.engine.node import Coefficient
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Program
+from sgm_sde.evaluation.score_check import ScoreCheck as ScoreCheck
+from sgm_sde.evaluation.score_check import ScoreCheckWarning as ScoreCheckWarning
+from sgm_sde.evaluation.score_check import check_score as check_score
 from sgm_sde.grids import Grid, GridRule, LogSNR
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal, require_sde
 from sgm_sde.processes.base import CheckError as CheckError
@@ -27,9 +30,6 @@ from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.schemes import Solver, resolve
 from sgm_sde.schemes.base import called
-from sgm_sde.scores.check import ScoreCheck as ScoreCheck
-from sgm_sde.scores.check import ScoreCheckWarning as ScoreCheckWarning
-from sgm_sde.scores.check import check_score as check_score
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.oracles import Gaussian, GaussianMixture, Oracle
 from sgm_sde.scores.score import Score

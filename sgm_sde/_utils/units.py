@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 FEW_NUMBERS = 16  # of a sample, up to which each may be of something else
@@ -49,3 +51,17 @@ def spread_of(x: Tensor, units: Tensor | None) -> float:
     if units is not None:
         x = x - x.mean(0)
     return float(x.double().std(correction=min(1, x.numel() - 1))) or 1.0
+
+
+def principal(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean (d,) of numbers (N, d), their standard deviations (k,) along the principal directions, and those (k, d).
+
+    Examples:
+        >>> import torch
+        >>> _, std, directions = principal(torch.tensor([[-3.0, 0.0], [3.0, 0.0], [0.0, -1.0], [0.0, 1.0]]))
+        >>> std.tolist(), directions.abs().tolist()
+        ([2.12..., 0.70...], [[1.0, 0.0], [0.0, 1.0]])
+    """
+    mean = x.mean(0)
+    _, std, directions = torch.linalg.svd((x - mean) / math.sqrt(len(x)), full_matrices=False)
+    return mean, std, directions

@@ -1,1 +1,1 @@
-"""Quality of samples: distances to data, and solvers against network calls."""
+"""Quality of samples and networks: distances to data, solvers against network calls, a network beside its data."""

@@ -94,12 +94,10 @@ def default_candidates(
     nfe = check_integer("nfe", nfe)
     data = _Scaled(number("data_std", data_std, least=NARROWEST, most=WIDEST))
 
-    of_unknown = settings(data.std)
-    found = [
-        *of_unknown,
-        *map(on_table, of_unknown),
-        *(straight_settings(data.std) if flag("coupled", coupled) else ()),
-    ]
+    of_sample = settings(data.std)
+    found = [*of_sample, *map(on_table, of_sample)]
+    if flag("coupled", coupled):
+        found += straight_settings(data.std)
     if flag("guided", guided) or jumps:
         found += [*guided_settings(data.std), *(with_room(one, nfe) for one in guided_settings(data.std, jumps))]
     for solvers, rules in data.at(nfe):

@@ -31,7 +31,7 @@ NO_SIGNAL_FAR_OUT = 60.0
 LINEAR_FAR_OUT = 20.0
 CENTRED_BELOW = 10.0  # where the network's data estimate tells the mean of the data, and not its own errors
 CENTRED_GUIDED = 3.0  # where guidance has no longer thrown it out of the data
-EVEN_DEEP = 70.0  # calls from which on steps where networks see pure noise are as long as others
+EVEN_DEEP = 70.0  # calls from which on steps where networks see nothing but noise are as long as others
 FEWEST_ENTRIES = 8  # of a table, below which its times alone are too few steps
 ANOTHER_SCALE = 1.01  # of states, between one entry of a table and the next
 FINAL_NODES = 3  # data estimates that a sample is made from below MANY calls
@@ -356,7 +356,8 @@ def default_setting(
     `python -m benchmarks.guided_defaults`.
 
     On a table whose states at one entry are of another scale than at the next, as NCSN's, the network is called at
-    entries only (`Thinned(on_table=True)`): the budget may then not be used up.
+    entries, and at the grid's end, up to three times for each (`Thinned(on_table=True)`): the budget, or `steps`, may
+    then not be used up.
 
     Where a given time has no finite log-SNR (alpha = 0 or sigma = 0), the default is Adams' method in the coordinates
     of rectified flow on the process' own grid. For flows of coupled pairs it is that method with a corrector on

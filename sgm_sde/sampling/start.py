@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.shapes import flat
-from sgm_sde._utils.units import FEW_NUMBERS
+from sgm_sde._utils.units import FEW_NUMBERS, principal
 from sgm_sde.processes.base import SDE, has_matrix_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling.diagnosis import ImplausibleWarning, scales_at_T
@@ -98,15 +98,13 @@ def _left(sde: SDE) -> str:
 
 def _off_of_data(rows: Tensor, share: float) -> float:
     """The error of a run's samples for data (n, d), in standard deviations of the data; of few numbers the worst."""
-    mean = rows.mean(0)
-    centred = (rows - mean) / math.sqrt(len(rows))
-    _, scales, directions = torch.linalg.svd(centred, full_matrices=False)
-    along = _missed(directions @ mean, scales, share)
-    off = float(torch.linalg.vector_norm(scales * along) / torch.linalg.vector_norm(scales))
+    mean, stds, directions = principal(rows)
+    along = _missed(directions @ mean, stds, share)
+    off = float(torch.linalg.vector_norm(stds * along) / torch.linalg.vector_norm(stds))
     if rows.shape[1] > FEW_NUMBERS:
         return off
 
-    std = torch.linalg.vector_norm(centred, dim=0)
+    std = rows.std(0, correction=0)
     each = _missed(mean, std, share).where(std > THE_SAME * mean.abs(), 0.0)
     return max(off, float(each.amax()))
 

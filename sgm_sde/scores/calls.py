@@ -68,10 +68,10 @@ def tell_call(error: Exception, x: Tensor, label: Tensor, kwargs: Mapping[str, o
     """
     told = any(CALLED in note for note in getattr(error, "__notes__", ()))
     if not told:
-        annotate(error, _in_words_or_none(Call(error, x, label, kwargs)))
+        annotate(error, _described(Call(error, x, label, kwargs)))
 
 
-def _in_words_or_none(call: Call) -> str:
+def _described(call: Call) -> str:
     """Description of a call; only that there was one where tensors have no values, as under a transformation."""
     try:
         return _in_words(call)

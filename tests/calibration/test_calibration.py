@@ -500,9 +500,9 @@ def test_rare_noises_that_make_the_error_are_found() -> None:
     sde = sg.VPSDE()
     means = torch.tensor([[0.0, 0.0, 0.0], [6.0, 0.0, 0.0]])
     score = sg.oracles.GaussianMixture(means, 1.0, [0.995, 0.005]).score(sde)
-    found = sg.calibrate(score, sde, (48, 3), nfe=5, held_out=48, seed=0)
-    assert (found.protocol["hard_noises"], found.protocol["screened_held_out"]) == (12, 48 * 16)
-    assert "on 48 held-out noises and 768 more, whose exact samples" in str(found)
+    found = sg.calibrate(score, sde, (48, 3), nfe=5, held_out=96, seed=0)
+    assert (found.protocol["hard_noises"], found.protocol["screened_held_out"]) == (12, 96 * 16)
+    assert "on 96 held-out noises and 1536 more, whose exact samples" in str(found)
 
     exact = sg.sample(score, sde, (4000, 3), solver="unipc3", grid="log-snr", steps=200, seed=77, t_end=sde.eps).x
     errors = [
@@ -510,9 +510,8 @@ def test_rare_noises_that_make_the_error_are_found() -> None:
         for setting in (found, found.off_the_shelf.setting)
     ]
     assert errors[0] < 0.3 * errors[1]
-    stderr = found.errors[0].stderr  # of some four samples far out, and so about a third
-    assert errors[0] / float(exact.std()) == pytest.approx(found.error, abs=3 * stderr)
-    assert stderr < 0.5 * found.error
+    assert errors[0] / float(exact.std()) == pytest.approx(found.error, rel=0.5)
+    assert found.errors[0].stderr < 0.3 * found.error  # eight samples of 1632 are far out
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ from sgm_sde._utils.checks import (
 )
 from sgm_sde._utils.elsewhere import OF_CHECKS, named_elsewhere
 from sgm_sde._utils.shapes import column
+from sgm_sde._utils.units import principal
 from sgm_sde._utils.warn import warn
 from sgm_sde.adapters.networks import is_changed, is_negated
 from sgm_sde.engine import coordinates
@@ -495,7 +496,7 @@ class _Noised:
         """The estimates (n, *) of Gaussians with the means and covariances of the other half of the data, by level."""
         rows = self.x0.double().flatten(1)
         first = torch.arange(len(rows), device=rows.device) % 2 == 0
-        halves = [(first, _principal(rows[~first])), (~first, _principal(rows[first]))]
+        halves = [(first, principal(rows[~first])), (~first, principal(rows[first]))]
 
         estimates = []
         for node, (x, _) in zip(self.nodes, self.states, strict=True):
@@ -564,18 +565,11 @@ class _Noises:
         return _Noised(self.sde, self._x0, self.draw(), levels)
 
 
-def _linear(y: Tensor, noise_level: float, mean: Tensor, variances: Tensor, directions: Tensor) -> Tensor:
-    """The data (n, d) that a Gaussian with variances along directions has at y, its samples with noise."""
-    gain = variances / (variances + noise_level**2)
+def _linear(y: Tensor, noise_level: float, mean: Tensor, std: Tensor, directions: Tensor) -> Tensor:
+    """The data (n, d) that a Gaussian with standard deviations along directions has at y, its samples with noise."""
+    gain = std**2 / (std**2 + noise_level**2)
     along = (y - mean) @ directions.T
     return mean + (gain * along) @ directions
-
-
-def _principal(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean (d,) of rows (n, d), their variances along the principal directions, and those (k, d)."""
-    mean = rows.mean(0)
-    _, scales, directions = torch.linalg.svd(rows - mean, full_matrices=False)
-    return mean, scales.square() / len(rows), directions
 
 
 def _levels(sde: LinearSDE, std: float, levels: Sequence[float]) -> list[float]:
