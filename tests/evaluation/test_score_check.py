@@ -328,7 +328,15 @@ def test_a_noise_estimate_that_is_wrong_near_pure_noise_is_told(process: str) ->
 
 @pytest.mark.parametrize("process", ["vp", "edm", "flow"])
 @pytest.mark.parametrize("prediction", ["noise", "data"])
-@pytest.mark.parametrize(("scale", "shift"), [(1.0, 20.0), (127.5, 127.5), (0.5, 0.0), (0.5, 0.5), (3.0, 0.0)])
+@pytest.mark.parametrize(
+    ("scale", "shift"),
+    [
+        (1.0, 20.0),
+        (127.5, 127.5),
+        (0.5, 0.0),
+        *(pytest.param(*of, marks=pytest.mark.slow) for of in ((0.5, 0.5), (3.0, 0.0))),
+    ],
+)
 def test_data_of_another_place_or_scale(process: str, prediction: str, scale: float, shift: float) -> None:
     """Are no fault of the reading: the error says what data the network knows."""
     sde = LINEAR[process]

@@ -366,6 +366,7 @@ def test_killed_at_every_point_of_its_writing(forks: Forks, complete: Complete, 
         assert not list(folder.glob(".*.tmp"))
 
 
+@pytest.mark.slow
 def test_killed_at_random_times(forks: Forks, complete: Complete, tmp_path: Path) -> None:
     """SIGKILL at random times, again and again until the run is complete, in one process and in two."""
     choose = random.Random(0)
