@@ -28,6 +28,7 @@ from sgm_sde.likelihood.errors import (
 from sgm_sde.likelihood.multistep import Weights
 from sgm_sde.likelihood.nodes import Crossing, Nodes, combined, fixed_grid, forget_before, weighted
 from sgm_sde.likelihood.problem import FLAT, Problem, Solution
+from sgm_sde.likelihood.trace import some_of
 
 SAFETY = 1.5  # of the estimated error of a grid
 ROUGH_SLOPES = 2.0  # of what a rule of more slopes adds to each interval, in the root of the squares
@@ -63,6 +64,7 @@ class Integrals(Crossing):
         problem: whose network is asked.
         grid: the grid.
         rows: numbers of the samples, where these are some of the problem's.
+        alone: whether the network is asked about these alone; else about their whole batch.
         expected: the network's output (B, *) at the first node, from which it may differ by rounding, be it that of
             bfloat16.
 
@@ -84,12 +86,18 @@ class Integrals(Crossing):
     _off_prior: Tensor
 
     def __init__(
-        self, problem: Problem, grid: Nodes, rows: Tensor | None = None, expected: Tensor | None = None
+        self,
+        problem: Problem,
+        grid: Nodes,
+        rows: Tensor | None = None,
+        alone: bool = True,
+        expected: Tensor | None = None,
     ) -> None:
         super().__init__(problem.model, grid)
         self.estimate = problem.trace
         self.prior_std = problem.prior_std
-        self.rows = rows
+        self.asked = rows if alone else None  # None for the batch
+        self.seen = None if alone else rows  # rows of what the network says; None for all
         self.expected = expected
         self._traces: list[Tensor] = []
         self._scores: dict[int, Tensor] = {}  # in z
@@ -109,12 +117,12 @@ class Integrals(Crossing):
         Raises:
             OutputDependsOnBatch: where the first is not what is expected.
         """
-        out, trace = self.model.with_trace(x, t, self.estimate, self.rows)
+        out, trace = self.model.with_trace(x, t, self.estimate, self.asked, self.seen)
         if not self._traces:
             self._require_expected(out)
             self.first = out.detach().clone()
         self._traces.append(trace)
-        self._take(x, out.to(x.dtype))
+        self._take(some_of(x, self.seen), some_of(out, self.seen).to(x.dtype))
         return out
 
     def _require_expected(self, out: Tensor) -> None:
@@ -372,14 +380,19 @@ def _sums(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def on_grid(
-    problem: Problem, steps: int, s: float, rows: Tensor | None = None, expected: Tensor | None = None
+    problem: Problem,
+    steps: int,
+    s: float,
+    rows: Tensor | None = None,
+    alone: bool = True,
+    expected: Tensor | None = None,
 ) -> tuple[Solution, Tensor]:
     """On one fixed grid, where the trace is a quadrature over the nodes of the trajectory; and the first output.
 
-    From the noise to the data the volume has the other sign: it is what the density loses. `rows` and `expected` are
-    as in `Integrals`.
+    From the noise to the data the volume has the other sign: it is what the density loses. `rows`, `alone` and
+    `expected` are as in `Integrals`.
     """
     grid = fixed_grid(problem.sde, problem.eps, steps, s, problem.to_noise)
-    integrals = Integrals(problem, grid, rows, expected)
-    latent = grid.carry(integrals, problem.x if rows is None else problem.x[rows])
-    return integrals.solution(latent), integrals.first
+    integrals = Integrals(problem, grid, rows, alone, expected)
+    latent = grid.carry(integrals, some_of(problem.x, integrals.asked))
+    return integrals.solution(some_of(latent, integrals.seen)), integrals.first

@@ -35,6 +35,7 @@ from sgm_sde.likelihood.errors import (
 )
 from sgm_sde.likelihood.multistep import spread, trust
 from sgm_sde.likelihood.problem import FLAT, Problem, Solution
+from sgm_sde.likelihood.trace import some_of
 from sgm_sde.processes.linear import LinearNode
 from sgm_sde.processes.predictions import Marginal, Scalars, convert
 from sgm_sde.schemes.tableaus import DOPRI5
@@ -140,11 +141,11 @@ class NormalisedFlow:
             x = self.problem.x.detach().index_copy(0, index, x)
             times = times[:1].expand(n).index_copy(0, index, times)
         rows = None if whole or not self.alone else index
-        at: Tensor | slice = slice(None) if whole or self.alone else index
+        seen = None if whole or self.alone else index
         if estimate is None:
-            return model.output(x, times, rows)[at], None
-        out, trace = model.with_trace(x, times, estimate, rows)
-        return out[at], trace[at][:, : estimate.columns]
+            return some_of(model.output(x, times, rows), seen), None
+        out, trace = model.with_trace(x, times, estimate, rows, seen)
+        return some_of(out, seen), trace[:, : estimate.columns]
 
     def score(self, lam: Tensor, z: Tensor, slope: Tensor) -> Tensor:
         r"""The score in z that goes with slopes of z in lambda (b,): $(\rho/\sigma)^2\,dz/d\lambda - z$."""

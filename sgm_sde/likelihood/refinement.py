@@ -207,10 +207,10 @@ class Some:
         """On one fixed grid, by a run of this number."""
         if self.alone:
             try:
-                return on_grid(self.problem.run(number), steps, self.s, rows, self.first[rows])[0]
+                return on_grid(self.problem.run(number), steps, self.s, rows, expected=self.first[rows])[0]
             except OutputDependsOnBatch:
                 self.alone = False
-        return on_grid(self.problem.run(number), steps, self.s)[0].among(rows)
+        return on_grid(self.problem.run(number), steps, self.s, rows, alone=False)[0]
 
     def adaptive(self, number: int, tolerance: float, rows: Tensor) -> tuple[Solution, Tensor]:
         """By steps of each sample's own, by a run of this number, and which samples have arrived."""

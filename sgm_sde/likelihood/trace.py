@@ -62,13 +62,13 @@ class Estimate(Protocol):
     def products(self, d: int) -> int:
         """Vector-Jacobian products of an evaluation in d dimensions."""
 
-    def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
-        """Estimates (B, columns), the companion's if there is one, their variance, and the asymmetry's (B, 2).
+    def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool, seen: Tensor | None = None) -> Tensor:
+        """Estimates (b, columns), the companion's if there is one, their variance, and the asymmetry's (b, 2).
 
         For the output at x, both (B, *), on the tape.
 
         `rows` are the numbers of the samples in the batch, where some have left it; `keep` is whether the estimates are
-        differentiable themselves.
+        differentiable themselves; `seen` are the rows of x to whose estimates one looks, all if not given.
         """
 
 
@@ -105,15 +105,17 @@ class TraceScore(BoundScore):
         t: Tensor,
         estimate: Estimate,
         rows: Tensor | None = None,
+        seen: Tensor | None = None,
         of: Callable[[Tensor, Tensor], Tensor] = lambda _, out: out,
     ) -> tuple[Tensor, Tensor]:
-        """The network's output at x (B, *) and t (B,), and estimates of the trace of its Jacobian in x, (B, columns).
+        """The network's output at x (B, *) and t (B,), and estimates of the trace of its Jacobian in x, (b, columns).
 
         Args:
             x: the states.
             t: their times.
             estimate: of the trace.
             rows: their numbers in the batch, where some have left it.
+            seen: the rows of x whose traces are wanted; all if not given.
             of: what is returned, and whose trace is taken, from the state and the network's output.
         """
         keep = torch.is_grad_enabled()
@@ -123,7 +125,7 @@ class TraceScore(BoundScore):
             # What is made of it has a gradient in any case.
             require_gradient(out, "the network", "One whose output is constant may add 0 * x")
             out = of(x, out)
-            trace = estimate(out, x, rows, keep)
+            trace = estimate(out, x, rows, keep, seen)
         self.vjps += estimate.products(x[0].numel())
         return (out, trace) if keep else (out.detach(), trace.detach())
 
@@ -152,27 +154,28 @@ class ExactTrace:
         """One per dimension."""
         return d
 
-    def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
+    def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool, seen: Tensor | None = None) -> Tensor:
         d = x[0].numel()
         terms: list[Tensor] = []
-        seen: list[Sequence[Tensor]] = []  # columns (B,) of the first rows
+        J: list[Sequence[Tensor]] = []  # columns (b,) of the first rows
         for i in range(0, d, self.chunk):
-            for product in self._rows(out, x, range(i, min(i + self.chunk, d)), keep):
+            for product in self._rows(out, x, range(i, min(i + self.chunk, d)), keep, seen):
                 k = len(terms)
                 terms.append(product[:, k])
                 if k < BLOCK:
                     columns = product.detach()[:, :BLOCK].mT
-                    seen.append((columns if d <= CLOSE else columns.contiguous()).unbind())
+                    J.append((columns if d <= CLOSE else columns.contiguous()).unbind())
 
         total = sum(terms[1:], terms[0])
-        return torch.stack([total, torch.zeros_like(total), *_skew_and_symmetric(seen)]).mT
+        return torch.stack([total, torch.zeros_like(total), *_skew_and_symmetric(J)]).mT
 
-    def _rows(self, out: Tensor, x: Tensor, at: range, keep: bool) -> Tensor:
-        """Some rows (n,) of the Jacobian, (n, B, d)."""
+    def _rows(self, out: Tensor, x: Tensor, at: range, keep: bool, seen: Tensor | None) -> Tensor:
+        """Some rows (n,) of the Jacobians of the samples `seen`, (n, b, d)."""
         d = x[0].numel()
         v = torch.stack([self._unit(k, out, d) for k in at]) if self.chunk > 1 else self._unit(at[0], out, d)
         products = _vjp(out, x, v, keep, batched=self.chunk > 1)
-        return products.reshape(len(at), len(x), d)
+        of_all = products.reshape(len(at), len(x), d)
+        return of_all if seen is None else of_all.index_select(1, seen)
 
     def _unit(self, k: int, out: Tensor, d: int) -> Tensor:
         """A state of zeros but for number k of each sample, of the shape of the output."""
@@ -253,7 +256,7 @@ class RandomTrace:
         z = stream.normal(self.shape, x.dtype, x.device)
         return z.new_ones(()).copysign(z) if self.probe == "rademacher" else z
 
-    def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
+    def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool, seen: Tensor | None = None) -> Tensor:
         if self.companion and not self._kept:
             self._kept = [self._draw(self._first, x)]
         if not (self.fixed and self._probes):
@@ -261,6 +264,7 @@ class RandomTrace:
         entries = [z if rows is None else z[rows] for z in (*self._probes, *self._kept)]
         probes = [self.transform(z) for z in entries]
         products = [_vjp(out, x, z, keep) for z in probes]
+        entries, probes, products = ([some_of(v, seen) for v in of_all] for of_all in (entries, probes, products))
         estimates = [dot(v, z) for v, z in zip(products, probes, strict=True)]
         known = self._known(entries, probes, [v.detach() for v in products])
         return torch.stack([*estimates, *known]).mT
@@ -323,6 +327,11 @@ def _vjp(out: Tensor, x: Tensor, v: Tensor, keep: bool, *, batched: bool = False
         materialize_grads=True,
     )  # fmt: skip
     return product
+
+
+def some_of(values: Tensor, seen: Tensor | None) -> Tensor:
+    """The rows (b, *) of some samples; all where none are named."""
+    return values if seen is None else values.index_select(0, seen)
 
 
 @lru_cache(maxsize=64)

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sgm_sde as sg
+from sgm_sde.engine.noise import SampleSeeds
 from sgm_sde.likelihood import (
+    Exact,
     FixedGrid,
     Hutchinson,
     choose_probe_basis,
@@ -166,3 +168,17 @@ def test_a_likelihood_depends_on_its_own_seed(order: list[int]) -> None:
     torch.testing.assert_close(permuted, together[list(order)], rtol=1e-12, atol=1e-12)
     alone = sg.log_prob(COUPLED.score(sde), sde, x[2:3], seed=[4], method=FixedGrid(8)).value
     torch.testing.assert_close(alone, together[2:3], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "trace", [Exact(), Exact(chunk=2), Hutchinson(), Hutchinson(2), Hutchinson(3, probe="gaussian")], ids=str
+)
+def test_the_traces_of_some_samples(trace: sg.likelihood.Trace) -> None:
+    """Of a batch that the network sees as a whole, those of some samples are what they are among all."""
+    x = torch.randn(5, 3, dtype=F64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    out = x.tanh().cumsum(1)
+    seeds = SampleSeeds(0, range(5))
+    seen = torch.tensor([3, 0])
+    of_all = trace.estimate(x, seeds, True)(out, x, None, False)
+    of_some = trace.estimate(x, seeds, True)(out, x, None, False, seen)
+    torch.testing.assert_close(of_some, of_all[seen], rtol=0, atol=0, equal_nan=True)
