@@ -111,10 +111,11 @@ class BrownianTree:
         level = FIRST
         while True:
             weight = _weights(r, level)
-            if np.count_nonzero(weight) <= (1 - MOST_AT_REST) * len(r):
-                arrived = np.flatnonzero(weight == 0)
+            going = weight > 0
+            if np.count_nonzero(going) <= (1 - MOST_AT_REST) * len(r):
+                arrived = np.flatnonzero(~going)
                 path[at.take(arrived)] = w.take(arrived, axis=1).T
-                rest = np.flatnonzero(weight)
+                rest = np.flatnonzero(going)
                 if not len(rest):
                     return
                 r, weight, node, at = (column.take(rest) for column in (r, weight, node, at))

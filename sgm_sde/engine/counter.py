@@ -116,13 +116,15 @@ def squares(counter: Words | int, key: Words) -> Words:
     """
     y = key * counter
     z = y + key
-    x = y.copy()
-    high = np.empty_like(x)
+    x = np.empty_like(y)
+    high = np.empty_like(y)
 
+    squared = y
     for added in (y, z, y):
-        np.multiply(x, x, out=x)
+        np.multiply(squared, squared, out=x)
         np.add(x, added, out=x)
         _exchange(x, high)
+        squared = x
     np.multiply(x, x, out=x)
     np.add(x, z, out=x)
 
