@@ -179,7 +179,9 @@ def fit_rows(
         y = rows.state(k - 1, z, D)
         level = float(rows.t[k - 1])
         D[k - 1] = flow.estimate(y, level, samples)
-        rows.c[k], rows.B[k, :k] = fitted(root * z, root * D[:k], root * target, bounds[k])
+        c, b = fitted(root * z, root * D[:k], root * target, bounds[k])
+        rows.c[k] = c
+        rows.B[k, :k] = b
     return rows
 
 

@@ -65,7 +65,8 @@ class Calibration(Setting):
         solver: a `Calibrated` solver, or the one off the shelf where that is as good.
         grid: its grid; None for a calibrated solver, which has its own.
         nfe: the budget of network calls.
-        errors: what was compared on held-out noises (`HeldOut`), the one taken first.
+        errors: what was compared on held-out noises (`HeldOut`), the one taken first: for it the error of the choice,
+            made without the noises that it is measured on.
         reference_error: how well the exact samples are known: errors of its size say nothing.
         network_evals: what the network saw, counted in samples, in all that was done for this budget and, with
             `shared_evals`, for all budgets.

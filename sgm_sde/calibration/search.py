@@ -35,7 +35,7 @@ from sgm_sde._utils.tree import Conditions
 from sgm_sde._utils.units import in_units, spread_of
 from sgm_sde._utils.warn import warn
 from sgm_sde.calibration import closed
-from sgm_sde.calibration.choice import Comparison
+from sgm_sde.calibration.choice import FEW_NOISES, Comparison
 from sgm_sde.calibration.flow import Flow, Samples, Trajectories
 from sgm_sde.calibration.network import CalibrationWarning, network_of, process_of
 from sgm_sde.calibration.refine import Refinement
@@ -79,6 +79,9 @@ REFERENCES = (64, 128, 256)  # network calls of exact trajectories, as many as a
 KNOWN = 3e-4  # of the standard deviation: how well exact samples should be known
 LONGER = (512, 1024)  # for rough networks, such as those with an entry of its own for each of 1000 times
 ROUGH = 5e-3  # of the standard deviation: a network is rough where half of the samples are not known to that by 256
+SURER = 4  # times as many calls for the exact samples that a stated error depends on most
+SURE = 100.0  # times what exact samples are known to: larger errors are stated with them as they are
+MOST_WRONG = 8  # noises for one of those
 LEVELS = 48  # of exact states, among which those of the first fit are chosen: no budget can be larger
 RACE = 64  # noises of the race of what is off the shelf
 FINALISTS = 3  # of it, compared on held-out noises
@@ -330,6 +333,19 @@ class _Exact:
         """Trajectories of the noises at random."""
         return self.fit[: self.of_fit.at_random]
 
+    @cached_property
+    def distances(self) -> Tensor:
+        """Mean square distance (H,) of each held-out sample from their mean."""
+        x = self.held.double()
+        w = self.of_held.weights.to(x)
+        center = (w[:, None] * x).mean(0)
+        return (x - (center.mean() if self.units is None else center)).square().mean(1)
+
+    @cached_property
+    def variance(self) -> float:
+        """Variance of all numbers of the held-out samples, which errors are in units of; 1 if they are all the same."""
+        return self.of_held.mean(self.distances) or 1.0
+
 
 class _Ranked(NamedTuple):
     """Outcome of a comparison.
@@ -337,10 +353,12 @@ class _Ranked(NamedTuple):
     Attributes:
         settings: all of them, the one to take first.
         outside: fits that left the range of the samples.
+        few: how many noises make half of the mean square of the one to take.
     """
 
     settings: list[HeldOut]
     outside: list[HeldOut]
+    few: int
 
 
 def _screening(of_fit: Strata, of_held: Strata) -> dict[str, int]:
@@ -389,6 +407,7 @@ class _Search:
             self.screened.append(range(end, end + count))
             end += count
         self.store: Store | None = None  # where finished parts of a budget are kept
+        self.surer: dict[int, Tensor] = {}  # ends of exact trajectories by more calls, by place
         self.seconds_before = 0.0  # of the parts of a budget that an earlier call had finished
         self.tell: Callable[[str], object] = lambda words: None  # what is done now
         self.end = math.inf if time_limit is None else time.monotonic() + time_limit
@@ -408,7 +427,7 @@ class _Search:
     def exact(self) -> _Exact:
         """Exact trajectories, by as many calls as they need."""
         flow = self.flow
-        before = self.flow.network_evals
+        before = flow.network_evals
         self.tell("exact samples")
         few = range(min(16, self.n))
         calls, doubt, median = self._calls(few)
@@ -425,9 +444,7 @@ class _Search:
         """
         flow = self.flow
         exact = flow.trajectories(noises, calls, keep)
-        if not bool(exact.finite.all()):
-            failed = f"{int((~exact.finite).sum())} of {len(noises)} exact trajectories by {calls} network calls"
-            raise ValueError(f"{failed} are not finite; {NOT_EXACT}")
+        _require_finite(exact, calls)
         if not screened:
             return exact, Strata.even(noises)
 
@@ -510,16 +527,15 @@ class _Search:
         def late() -> bool:
             return time.monotonic() > share
 
-        held_out = Comparison(exact.of_held)
+        held_out = Comparison(exact.of_held, exact.distances / exact.variance)
         self.tell(f"{n} calls: settings off the shelf")
         shelf = self._off_the_shelf(n, exact, held_out)
         fitted = self._fits(n, exact, [one.setting for one in shelf], late)
         self.tell(f"{n} calls: held-out noises")
-        compared = [self._compared(held_out, name, setting, exact, n) for name, setting in fitted]
-        able = [one for one in compared if math.isfinite(one.rmse)]
-        ranked = self._ranked(held_out, able, shelf, exact, n)
-        taken = ranked.settings[0]
-        fitted_median = self._fitted_median(taken, exact, n)
+        for name, setting in fitted:
+            self._compared(held_out, name, setting, exact, n)
+        ranked = self._ranked(held_out, shelf[0], exact, n)
+        fitted_median = self._fitted_median(ranked.settings[0], exact, n)
         return Calibration(
             ranked.settings,
             n,
@@ -528,19 +544,61 @@ class _Search:
             shared_evals=exact.network_evals,
             seconds=self.seconds_before + time.monotonic() - started,
             protocol={**self.protocol, "reference_nfe": exact.nfe, **_screening(exact.of_fit, exact.of_held)},
-            remarks=self._remarks(taken, ranked.outside, exact, fitted_median, is_late=late()),
+            remarks=self._remarks(ranked, exact, fitted_median, is_late=late()),
         )
 
-    def _ranked(
-        self, held_out: Comparison, able: list[HeldOut], shelf: list[HeldOut], exact: _Exact, n: int
-    ) -> _Ranked:
-        """All settings in order, and the fits before the one that is taken that left the range of the samples."""
-        order = held_out.in_order(able)
-        stays = self._inside(shelf[0], exact, n)
-        first = next((k for k, one in enumerate(order) if stays(one)), len(order))
-        taken = held_out.choice(order[first : first + 1], shelf)
-        others = [one for one in (*able, *shelf) if one is not taken]
-        return _Ranked([taken, *sorted(others, key=lambda one: one.rmse)], order[:first])
+    def _ranked(self, held_out: Comparison, shelf: HeldOut, exact: _Exact, n: int) -> _Ranked:
+        """All settings in order, with what is stated of the one to take and of the best off the shelf."""
+        stays = self._inside(shelf, exact, n)
+        taken, outside = held_out.best(stays)
+        parts = held_out.by_part(stays)
+        each = self._each(held_out, parts, exact, n)
+        first = held_out.measured(taken.name, taken.setting, each)
+
+        others = [one for one in held_out.squares if one not in (taken, shelf) and math.isfinite(one.rmse)]
+        if taken is not shelf:
+            everywhere = torch.ones(len(each), dtype=torch.bool)
+            of_shelf = self._each(held_out, [(shelf, everywhere)], exact, n)
+            others.append(held_out.measured(shelf.name, shelf.setting, of_shelf))
+        others.sort(key=lambda one: one.rmse)
+        return _Ranked([first, *others], outside, held_out.of_few(each))
+
+    def _each(self, held_out: Comparison, parts: Sequence[tuple[HeldOut, Tensor]], exact: _Exact, n: int) -> Tensor:
+        """Mean square errors (N,) by the settings of parts, where they are largest by exact samples that are surer.
+
+        A fit has what is wrong in the exact samples of few calls for right, most of all where both err most.
+        """
+        each = held_out.cross_fitted(parts)
+        calls = min(SURER * exact.nfe, LONGER[-1])
+        known = math.sqrt(held_out.strata.mean(each)) > SURE * exact.doubt
+        if known or calls <= exact.nfe:
+            return each
+
+        count = len(each) // MOST_WRONG
+        worst = torch.zeros_like(each, dtype=torch.bool)
+        worst[each.topk(count).indices] = True
+        for one, part in parts:
+            here = worst & part.to(worst.device)
+            if bool(here.any()):
+                found = self._surely(one.setting, here, calls, n) / exact.variance
+                each[here] = torch.where(found.isfinite(), found, each[here])
+        return each
+
+    def _surely(self, setting: Setting, here: Tensor, calls: int, n: int) -> Tensor:
+        """Mean squares of a setting's errors on some of the held-out noises, by exact samples of so many calls."""
+        (places,) = here.cpu().nonzero(as_tuple=True)
+        noises = self.held.start + places
+        exact_ends = self._surer(noises.tolist(), calls)
+        x = self._run(setting, noises, n)
+        return _mean_squares(x, exact_ends)
+
+    def _surer(self, places: list[int], calls: int) -> Tensor:
+        """Ends (n, d) of exact trajectories by more calls, which are kept for other budgets."""
+        new = [place for place in places if place not in self.surer]
+        if new:
+            ends = self.flow.trajectories(torch.tensor(new), calls).end
+            self.surer.update(zip(new, ends, strict=True))
+        return torch.stack([self.surer[place] for place in places])
 
     def _inside(self, shelf: HeldOut, exact: _Exact, n: int) -> Callable[[HeldOut], bool]:
         """A test of a fit: that its samples from all held-out noises stay in the range of the exact ones, or of those
@@ -550,27 +608,35 @@ class _Search:
         center = exact.at_random.end.mean(0)
         limit = OUTSIDE * _reach([exact.fit.end, exact.held, self._run(shelf.setting, samples, n)], center)
 
+        known: dict[int, bool] = {}
+
         def stays(one: HeldOut) -> bool:
-            return _farthest(self._run(one.setting, samples, n), center) <= limit  # false for what is no number
+            key = id(one.setting)
+            if key not in known:
+                known[key] = _farthest(self._run(one.setting, samples, n), center) <= limit  # false if no number
+            return known[key]
 
         return stays
 
-    def _remarks(
-        self, taken: HeldOut, outside: list[HeldOut], exact: _Exact, fitted_median: float, is_late: bool
-    ) -> list[str]:
+    def _remarks(self, ranked: _Ranked, exact: _Exact, fitted_median: float, is_late: bool) -> list[str]:
         """Sentences on what to know about a budget."""
         remarks = []
+        taken = ranked.settings[0]
         if self.flow.units is not None:
             remarks.append(IN_OWN_UNITS)
         if self.flow.given > self.n:
             remarks.append(f"{self.n} of {self.flow.given} noises were fitted to, and the hardest of the others")
-        if outside:
-            names = ", ".join(one.name for one in outside)
+        if ranked.outside:
+            names = ", ".join(one.name for one in ranked.outside)
             remarks.append(f"some of the noises left the range of the exact samples with: {names}")
         if taken.name.startswith(PILOT):
             remarks.append("no fit is 10 % better than what is off the shelf, which is taken")
         elif taken.median > FEW * fitted_median:  # of medians: single noises make errors, and say nothing of the fit
             remarks.append(f"on the noises of the fit the median is {fitted_median:.1e}: more of them would help")
+        if ranked.few <= FEW_NOISES:
+            of = "one noise" if ranked.few == 1 else f"{ranked.few} noises"
+            half = f"half of the mean square error is that of {of}"
+            remarks.append(f"{half}: on others it may be far from what is stated")
         if not exact.doubt < taken.rmse / 3:
             known = f"{DOUBT} are known to {exact.doubt:.1e} only, beside an error of {taken.rmse:.1e}"
             remarks.append(f"{known}: a larger reference_nfe= tells it better")
@@ -700,7 +766,7 @@ class _Search:
     def _compared(self, held_out: Comparison, name: str, setting: Setting, exact: _Exact, nfe: int) -> HeldOut:
         """A setting at a budget on held-out noises."""
         x = self._run(setting, self.held, nfe)
-        return held_out.add(name, setting, _mean_squares(x, exact.held) / exact.scale**2)
+        return held_out.add(name, setting, _mean_squares(x, exact.held) / exact.variance)
 
     def _run(self, setting: Setting, samples: Samples, nfe: int) -> Tensor:
         """Samples (n, d) of a setting."""
@@ -722,7 +788,15 @@ class _Search:
         """The median error of a setting on the noises of the fit."""
         x = self._run(one.setting, self.noises, n)
         each = _mean_squares(x, exact.fit.end).sqrt()
-        return exact.of_fit.median(each) / exact.scale
+        return exact.of_fit.median(each) / math.sqrt(exact.variance)
+
+
+def _require_finite(exact: Trajectories, calls: int) -> None:
+    """Raise if trajectories by so many network calls are not finite."""
+    failed = int((~exact.finite).sum())
+    if failed:
+        of = f"{failed} of {len(exact.end)} exact trajectories by {calls} network calls"
+        raise ValueError(f"{of} are not finite; {NOT_EXACT}")
 
 
 def _mean_squares(x: Tensor, y: Tensor) -> Tensor:

@@ -61,6 +61,12 @@ class Strata:
         hard = torch.cat([self.hard | as_hard, torch.ones(len(numbers), dtype=torch.bool)])
         return Strata(torch.cat([self.numbers, numbers]), hard, self.at_random, self.drawn)
 
+    def only(self, part: Tensor) -> Strata:
+        """Those in a part (N,) of them, which stands for all; hard ones stay as rare as they are."""
+        share = int(part.sum()) / len(self)
+        at_random = int(part[: self.at_random].sum())
+        return Strata(self.numbers[part], self.hard[part], at_random, round(share * self.drawn))
+
     @property
     def _parts(self) -> list[tuple[Tensor, float]]:
         """The hard ones and the others, each with its share of all noises; what is empty is left out."""

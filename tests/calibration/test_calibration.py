@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
+import statistics
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from sgm_sde.calibration.choice import Comparison
 from sgm_sde.calibration.flow import Flow, Trajectories
 from sgm_sde.calibration.network import network_of, process_of
 from sgm_sde.calibration.refine import Refinement, Unknowns, _Point
+from sgm_sde.calibration.result import PILOT
 from sgm_sde.calibration.rows import Rows
 from sgm_sde.calibration.strata import Strata, hardest, weighted_median
 from sgm_sde.cli import main
@@ -397,14 +400,109 @@ def test_a_fit_that_is_lost_on_a_noise_in_a_hundred_is_not_taken(monkeypatch: py
 
     monkeypatch.setattr(found, "_run", run)
     held_out = Comparison(exact.of_held)
-    lucky, safe, shelf = (found._compared(held_out, name, sg.Setting(name), exact, 4) for name in off)
+    lucky, safe, shelf = (
+        found._compared(held_out, PILOT if name == "heun" else name, sg.Setting(name), exact, 4) for name in off
+    )
     at_random = Comparison(Strata.even(range(held)))
     few = [at_random.add(one.name, one.setting, held_out.squares[one][:held]) for one in (lucky, safe)]
     assert at_random.in_order(few)[0].setting is lucky.setting
 
-    ranked = found._ranked(held_out, [lucky, safe], [shelf], exact, 4)
+    ranked = found._ranked(held_out, shelf, exact, 4)
     assert [one.setting.solver.name for one in ranked.settings] == ["ddim", "heun", "dpm++2m"]
-    assert ranked.settings[-1].rmse == pytest.approx(math.sqrt(2 / 216) / exact.scale, rel=0.05)
+    assert ranked.settings[-1].rmse == pytest.approx(math.sqrt(2 / 216 / exact.variance), rel=0.05)
+
+
+def test_what_is_stated_of_the_best_is_not_the_luck_of_the_best() -> None:
+    """Of eight fits with the same law of errors the least is too low; the error of the choice is right on average."""
+    generator = torch.Generator().manual_seed(0)
+    of_choice = []
+    least = []
+    for _ in range(64):
+        held_out = Comparison(Strata.even(range(96)))
+        normal = torch.randn(8, 96, generator=generator, dtype=torch.float64)
+        for name, each in enumerate((normal - 0.5).exp()):
+            held_out.add(str(name), sg.Setting("ddim"), each)
+        held_out.add(PILOT, sg.Setting("ddim"), torch.full((96,), 9.0, dtype=torch.float64))
+        least.append(float(held_out.squares[held_out.best(lambda one: True).taken].mean()))
+        of_choice.append(float(held_out.cross_fitted(held_out.by_part(lambda one: True)).mean()))
+
+    away = [(statistics.mean(each) - 1) / (statistics.stdev(each) / 8) for each in (of_choice, least)]
+    assert abs(away[0]) < 3
+    assert away[1] < -5
+
+
+def test_a_standard_error_has_that_of_the_unit() -> None:
+    """Errors in proportion to the samples' size have a ratio that no draw changes; others add to what is not known."""
+    generator = torch.Generator().manual_seed(0)
+    size, other = torch.randn(2, 4000, generator=generator, dtype=torch.float64).square()
+    size /= size.mean()
+    held_out = Comparison(Strata.even(range(4000)), size)
+    alike, apart = (held_out.add(name, sg.Setting("ddim"), each) for name, each in (("a", 4 * size), ("b", other)))
+    assert alike.rmse == pytest.approx(2)
+    assert alike.stderr == pytest.approx(0, abs=1e-12)
+    assert apart.stderr == pytest.approx(math.sqrt((2 + 2) / 4000) / 2, rel=0.1)  # each varies by 2 around 1
+
+
+@pytest.mark.parametrize(("units", "variance"), [(None, 9.0), ([1.0, 0.5], 1.0)])
+def test_the_unit_is_that_of_the_noises_held_out(units: list[float] | None, variance: float) -> None:
+    """Of all numbers together, or around a mean of each in units of its own; not of the noises that are fitted to."""
+    ends = torch.tensor([[-1.0, 5.0], [1.0, 5.0], [-1.0, 7.0], [1.0, 7.0]], dtype=torch.float64)
+    fitted = Trajectories(torch.zeros(0), ends, ends, 100 * ends)
+    strata = Strata.even(range(4))
+    given = None if units is None else torch.tensor(units)
+    exact = search._Exact(fitted, ends, strata, strata, 64, 0.0, 0.0, 0, given)
+    assert exact.variance == pytest.approx(variance + (units is None))
+
+
+def test_largest_errors_are_measured_by_surer_samples() -> None:
+    """By four times as many calls for an eighth of the noises, unless errors are so large that it is no matter."""
+    n, held = 4, 32
+    found = search._Search(a_flow(sg.VPSDE(), n + held), n, held, 0, torch.float64, 8, None)
+    exact = found.exact()
+    found.arrange(exact)
+    wrong = found.flow.trajectories(found.held, 32).end
+    found._run = lambda setting, samples, nfe: wrong[torch.as_tensor(samples) - n] + 1e-5  # type: ignore[method-assign]
+    held_out = Comparison(exact.of_held)
+    one = found._compared(held_out, "fit", sg.Setting("ddim"), exact, 4)
+    before = held_out.squares[one]
+    whole = [(one, torch.ones(held, dtype=torch.bool))]
+
+    after = found._each(held_out, whole, exact, 4)
+    worst = before.topk(4).indices
+    rest = torch.ones(held, dtype=torch.bool)
+    rest[worst] = False
+    torch.testing.assert_close(after[worst], torch.full((4,), 1e-10 / exact.variance, dtype=torch.float64))
+    torch.testing.assert_close(after[rest], before[rest])
+    assert sorted(found.surer) == sorted((n + worst).tolist())
+    known = replace(exact, doubt=0.0)
+    torch.testing.assert_close(found._each(held_out, whole, known, 4), before)
+
+
+def test_few_noises_that_make_the_error_are_told() -> None:
+    """How many make half of the mean square, by how many each stands for; a remark says so."""
+    each = torch.tensor([1.0, 8.0, 1.0, 6.0, 1.0, 1.0], dtype=torch.float64)
+    assert Comparison(Strata.even(range(6))).of_few(each) == 2
+    sde = sg.VPSDE()
+    score = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.1).score(sde)
+    found = sg.calibrate(score, sde, (8, 1), nfe=2, held_out=4, seed=0)
+    assert any(re.match("half of the mean square error is that of .* nois", remark) for remark in found.remarks)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:calibration at 4 calls. exact samples are known")
+@pytest.mark.parametrize("process", ["vp", "edm"])
+def test_stated_errors_are_those_of_fresh_noises_on_average(process: str) -> None:
+    sde = PROCESSES[process]
+    score = MIXTURE.score(sde)
+    exact = sg.sample(score, sde, (8192, 2), solver="unipc3", grid="log-snr", steps=300, seed=77, t_end=sde.eps).x
+    ratios = []
+    for seed in range(16):
+        found = sg.calibrate(score, sde, (48, 2), nfe=4, held_out=64, seed=seed)
+        each = (sg.sample(score, sde, (8192, 2), solver=found, seed=77).x - exact).double().square().mean(1)
+        ratios.append(found.error**2 / float(each.mean() / exact.double().var()))
+    of_truth = float(each.std() / each.mean()) / math.sqrt(8192)  # the same noises for all
+    error = math.hypot(statistics.stdev(ratios) / 4, of_truth)
+    assert abs(statistics.mean(ratios) - 1) < 3 * error
 
 
 @pytest.mark.parametrize(("calls", "known"), [(32, 80), (256, 80), (512, 40), (1024, 20), (8192, 4)])
