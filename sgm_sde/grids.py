@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from sgm_sde._utils.cache import cached
 from sgm_sde._utils.checks import (
     FAR,
     check_integer,
@@ -52,6 +53,9 @@ LAST_OF_FIRST = 0.75  # the largest share of its first level that the last of a 
 FAR_ABOVE = 2.0  # times the level where the last call is wanted: beyond, data estimates still change at eps
 STEPS_AN_ENTRY = 3  # of a table, from which on a grid is fine enough to follow a network between its entries
 NEXT_TO_EPS = 1.02  # times the noise level at eps, where the last call is then
+STANDING = 0.01  # of T, by which the time moves while log-SNR changes by one, below which it nearly stands still
+PUREST = -20.0  # log-SNR from which on that is looked for, on this many levels
+LEVELS = 200
 HALVINGS = 55  # of an interval, down to rounding
 MOST_ROWS = 100_000  # that a token waits
 
@@ -534,18 +538,20 @@ class Thinned(LogSNR):
     With $n$ steps and the data's scale $s$, times lie in log-SNR $\ell$ with a density in proportion to
 
     $$ w(\ell) = 1 - (1 - a) \operatorname{sigmoid}\frac{\ell_0 - \ell - 2\log s}{1.5}
-                 - (a - b) \operatorname{sigmoid}\frac{-13 - \ell - 2\log s}{1.5}
+                 - (a - b) \operatorname{sigmoid}\frac{\ell_d - \ell - 2\log s}{1.5}
                  - c \operatorname{sigmoid}\frac{\ell - \ell_1 + 2\log s}{1.5}, \qquad
        a = \min\Bigl(1, \frac{n+1}{m}\Bigr), \quad b = \min\Bigl(a, \frac{n+1}{d}\Bigr) $$
 
     from T to the last level of `Widening`, so that the network is evaluated near pure noise as well; where log-SNR is
-    unbounded, the grid starts at `largest`.
+    unbounded, the grid starts at `largest`. $\ell_d$ is -13, or the log-SNR, if it is higher, below which the time of
+    the process moves by less than a hundredth of T while log-SNR changes by one, so that what a network makes of its
+    time hardly changes: -7.7 for rectified flow and -7 for cosine schedules. VP, EDM and VE have none.
 
     Args:
         data_std: the scale s, about the standard deviation of the data.
         even: the number m of network calls from which on steps near pure noise are as long as others.
-        even_deep: the number d from which on steps below log-SNR -13 are, where rectified flow and capped cosine tables
-            go on for long; with its default, as with any up to m, they are as long as others near pure noise.
+        even_deep: the number d from which on steps below $\ell_d$ are; with its default, as with any up to m, they are
+            as long as others near pure noise.
         last: the factor of the last level, as in `Widening`.
         largest: a bound of the first level in units of s, for a prior of unit scale, larger by as much as the prior is;
             its default is the log-SNR -20.
@@ -626,21 +632,23 @@ class Thinned(LogSNR):
             t_end = _last_time(sde, t_start, self.data_std, self.last / (steps + 1) ** 2)
         return t_start, t_end
 
-    def _count(self, log_snr: Tensor, calls: int) -> Tensor:
-        """The integral of the density w for a number of network calls."""
+    def _count(self, log_snr: Tensor, calls: int, still: float) -> Tensor:
+        """The integral of the density w for a number of network calls and a level below which time stands still."""
         a = min(1.0, calls / self.even)
         b = min(a, calls / self.even_deep)
         scale = 2 * math.log(self.data_std)
         noisy = softplus((self.near_noise - scale - log_snr) / self.width)
-        deep = softplus((self.deep - scale - log_snr) / self.width)
+        deep = softplus((max(still, self.deep) - scale - log_snr) / self.width)
         clean = softplus((log_snr - self.near_data + scale) / self.width)
         return log_snr + self.width * ((1 - a) * noisy + (a - b) * deep - self.clean * clean)
 
     def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
 
+        still = _standstill(sde)
+
         def count(log_snr: Tensor) -> Tensor:
-            return self._count(log_snr, len(u))
+            return self._count(log_snr, len(u), still)
 
         first, last = torch.tensor(self.levels(sde, start, end), dtype=u.dtype, device=u.device)
         whole = count(last) - count(first)
@@ -681,6 +689,19 @@ def _inverse(increasing: Callable[[Tensor], Tensor], aim: Tensor, low: Tensor, h
         low = torch.where(below, middle, low)
         high = torch.where(below, high, middle)
     return (low + high) / 2
+
+
+@cached(maxsize=64)
+def _standstill(sde: SDE) -> float:
+    """Log-SNR below which the time of a process moves by less than 0.01 T per unit; minus infinity without one."""
+    first = max(float(sde.log_snr(sde.T)), PUREST)
+    last = min(float(sde.log_snr(sde.eps)), 0.0)
+    if first >= last:
+        return -math.inf
+    levels = torch.linspace(first, last, LEVELS, dtype=torch.float64, device="cpu")
+    speed = sde.time(levels).diff().abs() / (levels[1] - levels[0])
+    moving = (speed >= STANDING * sde.T).nonzero()
+    return float(levels[moving[0]]) if len(moving) and moving[0] > 0 else -math.inf
 
 
 def _on_table(grid: Grid, sde: SDE) -> Grid:

@@ -12,11 +12,12 @@ import scipy.integrate
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.special import expit
 from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.engine.noise import NoiseStream
-from sgm_sde.grids import RULES, rule_name
+from sgm_sde.grids import RULES, _standstill, rule_name
 from sgm_sde.schemes import resolve
 from tests.conventions import case_id
 from tests.helpers import (
@@ -702,9 +703,10 @@ def test_a_thinned_grid_has_the_density_of_its_formula(process: str, steps: int,
     assert math.exp(-levels[-1] / 2) == pytest.approx(max(smallest, 8 / (steps + 1) ** 2 * first / (1 + first)))
     a = min(1.0, (steps + 1) / 45)
     b = min(a, (steps + 1) / even_deep)
+    still = max(-13.0, _standstill(sde))
 
     def density(level: float) -> float:
-        noisy = (1 - a) / (1 + math.exp((level + 5) / 1.5)) + (a - b) / (1 + math.exp((level + 13) / 1.5))
+        noisy = (1 - a) / (1 + math.exp((level + 5) / 1.5)) + (a - b) * float(expit((still - level) / 1.5))
         return 1 - noisy - 0.4 / (1 + math.exp((2 - level) / 1.5))
 
     counts = [scipy.integrate.quad(density, a, b)[0] for a, b in pairwise(levels)]
@@ -713,6 +715,25 @@ def test_a_thinned_grid_has_the_density_of_its_formula(process: str, steps: int,
         even = [float(sde.log_snr(t)) for t in sg.grids.Thinned(clean=0.0, even_deep=even_deep)(sde, steps).times]
         gaps = [b - a for a, b in pairwise(even)]
         assert max(gaps) == pytest.approx(min(gaps), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sde", "level"),
+    [
+        (sg.RectifiedFlowSDE(), 2 * math.log(0.02 / 0.98)),  # where t (1 - t) / 2 = 0.01
+        (sg.CosineVPSDE(), -6.92),  # where sin(pi t) / (2 pi) is
+        (sg.presets.iddpm_cosine(), -6.92),
+        (sg.VPSDE(), -math.inf),
+        (sg.presets.ddpm(), -math.inf),
+        (sg.SubVPSDE(), -math.inf),
+        (sg.EDMSDE(), -math.inf),
+        (sg.VESDE(), -math.inf),
+        (sg.EDMSDE(sigma_min=0.01, sigma_max=0.5), -math.inf),  # which has no level as noisy as the data
+    ],
+    ids=case_id,
+)
+def test_the_time_of_flows_and_cosine_schedules_stands_still_near_pure_noise(sde: sg.LinearSDE, level: float) -> None:
+    assert _standstill(sde) == pytest.approx(level, abs=0.1)
 
 
 def test_a_thinned_grid_keeps_what_it_is_given() -> None:
