@@ -102,10 +102,10 @@ class BrownianTree:
         r -= piece
         node = (piece + pieces).astype(np.uint64)
         keys = self._keys.take(rows, axis=1)
-        w, end = self._first_piece(piece, rows, keys)
-        w *= 1 - r
-        end *= r
-        w += end
+        start, end = self._first_piece(piece, rows, keys)
+        w = np.empty((self._size, len(r)))
+        np.multiply(start, 1 - r, out=w)
+        w += end * r
 
         at = np.arange(len(r))  # those on the way, of all
         level = FIRST
@@ -147,9 +147,9 @@ class BrownianTree:
         else:
             places = rows * (2**self._held + 1)
             places += piece >> (FIRST - self._held)
-            start = self._points.take(places, axis=1)
+            start = self._points.take(places, axis=0).T
             places += 1
-            end = self._points.take(places, axis=1)
+            end = self._points.take(places, axis=0).T
 
         for level in range(max(0, self._held), FIRST):
             node = (piece >> (FIRST - level)) + 2**level
@@ -161,10 +161,10 @@ class BrownianTree:
 
     @functools.cached_property
     def _points(self) -> np.ndarray:
-        """Paths at the ends of the first pieces of all samples, those of one after the other (D, B P)."""
+        """Paths at the ends of the first pieces of all samples, those of one after the other (B P, D)."""
         pieces = 2**self._held
         whole = self._whole(None)
-        points = np.empty((self._size, self._samples, pieces + 1))
+        points = np.empty((self._samples, pieces + 1, self._size))
         step = max(1, POINTS_AT_A_TIME // (pieces * self._size))
         for i in range(0, self._samples, step):
             some = slice(i, i + step)
@@ -177,8 +177,8 @@ class BrownianTree:
                 z = self._of_nodes(nodes, keys[:, None])
                 of_pieces = ends[:, ::length]
                 ends[:, length // 2 :: length] = _middle(of_pieces[:, :-1], of_pieces[:, 1:], z, level)
-            points[:, some] = ends.swapaxes(1, 2)
-        return points.reshape(self._size, -1)
+            points[some] = ends.T
+        return points.reshape(-1, self._size)
 
     def _whole(self, rows: np.ndarray | None) -> np.ndarray:
         """The ends (D, b) of the paths of some samples, or of all, in float64."""
