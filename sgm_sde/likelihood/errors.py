@@ -51,6 +51,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
 from sgm_sde._utils.shapes import dot, row_sums
+from sgm_sde.likelihood.grid import MOST
 from sgm_sde.likelihood.multistep import Quadrature
 from sgm_sde.schemes.tableaus import DOPRI5
 
@@ -71,6 +72,7 @@ NEIGHBOURS = 7  # nodes over which a variance is averaged
 AT_A_TIME = 2**18  # values whose error is found together, which stay in a core's cache
 TAILS = 0.45  # of the degrees of freedom that squares of normal numbers have: products with probes have longer tails
 ROUNDED = 2.0  # units in the last place of each number of a state, and of a trace, that rounding is taken for
+PLAUSIBLE = 2.0  # times the size of a score that the Jacobians tell, which the divergence's gradient adds to
 CALIBRATED_AT = 3e-6  # tolerance of a step
 ADAPTIVE_ERROR = 1.5  # times the sum of the embedded errors at that
 SHARE_OF_SIGNED = 0.5, 0.7  # of the embedded errors' sum with signs in that of their sizes, from which they are smooth
@@ -298,6 +300,35 @@ def safety_of_steps(rtol: float, atol: float) -> float:
 def sensitivity(z: Tensor, score: Tensor) -> Tensor:
     """Sum (B,) over the numbers of states z (B, *) of the square of what a relative change by 1 of it does to log p."""
     return row_sums((z * score).square())
+
+
+def plausible_share(sizes: Tensor, growth: Tensor, trusted: Sequence[float], d: int) -> Tensor:
+    r"""Share (nodes, B) of the network's score at each node that may be the gradient of its flow's log-density.
+
+    Where the noise is small a network's score is its error over the noise, and grows as that falls. The gradient of the
+    flow's log-density does not: along the flow, whose slope has the Jacobian $\mathbf J$, it grows at most as
+
+    $$ \nabla\log p_k \le \max\Big(|\nabla\log p_{k-1}|\,
+       \exp\int_{\theta_k}^{\theta_{k-1}} |\mathbf J|\,d\theta,\ \sqrt d\Big) , $$
+
+    from where the score is trusted on. The floor is the size of the score of pure noise, for the gradient of the
+    divergence, which adds to it.
+
+    Args:
+        sizes: of the scores, (nodes, B), from the noise to the data.
+        growth: the integral from each node to the next, (nodes - 1, B).
+        trusted: share of the score at each node that is trusted.
+        d: dimensions.
+    """
+    least = d**0.5
+    known = sizes[0]
+    shares = [torch.ones_like(known)]
+    for size, exponent, trust in zip(sizes[1:], growth, trusted[1:], strict=True):
+        grown = known * exponent.clamp(max=MOST).exp()
+        grown = grown.clamp(min=least)
+        shares.append(ratio(PLAUSIBLE * grown, size).clamp(max=1.0))
+        known = trust * size + (1 - trust) * torch.minimum(size, grown)
+    return torch.stack(shares)
 
 
 def rounded(dtype: torch.dtype) -> float:

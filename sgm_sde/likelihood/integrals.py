@@ -19,6 +19,7 @@ from sgm_sde.likelihood.errors import (
     AT_A_TIME,
     COARSE,
     of_kinks,
+    plausible_share,
     probe_error,
     quadrature_error,
     ratio,
@@ -26,9 +27,9 @@ from sgm_sde.likelihood.errors import (
     sensitivity,
 )
 from sgm_sde.likelihood.multistep import Weights
-from sgm_sde.likelihood.nodes import Crossing, Nodes, combined, fixed_grid, forget_before, weighted
+from sgm_sde.likelihood.nodes import Crossing, Nodes, Rates, combined, fixed_grid, forget_before, weighted
 from sgm_sde.likelihood.problem import FLAT, Problem, Solution
-from sgm_sde.likelihood.trace import some_of
+from sgm_sde.likelihood.trace import BLOCK, some_of
 
 SAFETY = 1.5  # of the estimated error of a grid
 ROUGH_SLOPES = 2.0  # of what a rule of more slopes adds to each interval, in the root of the squares
@@ -36,6 +37,7 @@ WRONG_SCORE = 5.0  # share of the score that may be wrong, for each unit of what
 UNSEEN = 0.0025  # units where nothing is seen
 SKEW = 0.2  # asymmetry from which probes tell their noise by their spread alone
 COARSELY = 1.5  # times the error of a grid that is coarse
+UNBOUNDED = 1e30  # slope of a slope that nothing tells
 LIKE_PRIOR = 20.0  # reciprocal of the distance of a score from that of pure noise, up to which its wave is told
 
 
@@ -109,7 +111,7 @@ class Integrals(Crossing):
         self._of_nodes: list[Tensor] = []  # (3, B) each: of the rule, of trust and of the score's wave
         self._moved = torch.zeros_like(problem.x if rows is None else problem.x[rows]).detach()
         self._farthest = self._moved.new_zeros(len(self._moved))  # square of the largest size of the sum that is moved
-        self._sensitivity = torch.zeros(2, len(self._moved), dtype=torch.float64, device=self._moved.device)
+        self._sizes: list[Tensor] = []  # (2, B) each: squares of the score's size, and of what rounding does with it
 
     def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
         """The network's output at the state of the next node.
@@ -139,9 +141,8 @@ class Integrals(Crossing):
         self._scores[k] = combined(rates.score, x, r)
         super()._hold(k, x, r)
         with torch.no_grad():
-            square = sensitivity(self._states[k], self._scores[k])
-            for of_share, share in zip(self._sensitivity, (rates.trusted, 1 - rates.trusted), strict=True):
-                of_share.add_(square, alpha=share**2)
+            score = self._scores[k]
+            self._sizes.append(torch.stack([dot(score, score), sensitivity(self._states[k], score)]))
         if k == self._noise:
             self._off_prior = self._off_prior_at(x.detach(), self._scores[k].detach() / self.grid.spreads[k])
 
@@ -246,8 +247,9 @@ class Integrals(Crossing):
         defect = self._whole_defect(latent)
         volume = terms[:, :, :columns].mean(2).sum(0) + self._scaling(latent)
 
-        parts = self._numerical_error(seen)
-        rounding = self._rounding(seen, volume.detach())
+        plausible = self._plausible()
+        parts = self._numerical_error(seen, plausible)
+        rounding = self._rounding(seen, volume.detach(), plausible)
         stderr, freedom = self._probe_error(seen)
         error, *others = parts
         stated = [part.to(volume.dtype) for part in (stderr, freedom, error, rounding, defect, *others)]
@@ -265,15 +267,16 @@ class Integrals(Crossing):
         jump = self._states[last] - latent / self.grid.spreads[-1]
         return self._defect + dot(self._scores[last], jump)
 
-    def _numerical_error(self, terms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The error (B,) from the terms (nodes, B, columns) of the divergence, what of it are kinks, and with them the
-        part of the divergence."""
+    def _numerical_error(self, terms: Tensor, plausible: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The error (B,) from the terms (nodes, B, columns) of the divergence and the plausible shares (nodes, B) of
+        the scores, what of it are kinks, and with them the part of the divergence."""
         of_divergence, kinks = quadrature_error(
             self._divergence(terms), self.grid.table, self.grid.longest, self.aliased
         )
         kinks = self.kinked * torch.hypot(kinks, of_kinks(torch.stack(self._of_slopes, 1).double()))
         of_slopes, squares_of_slopes = _sums([added[0] for added in self._of_slopes])
-        (of_rule, of_trust, of_wave), _ = _sums(self._of_nodes)
+        (of_rule, _, of_wave), _ = _sums(self._of_nodes)
+        of_trust = self._said_untrusted(plausible).sum(0)
         rough_slopes = squares_of_slopes.sqrt()
         farthest = self._farthest.double().sqrt()
 
@@ -293,17 +296,20 @@ class Integrals(Crossing):
             error = COARSELY * error
         return error, kinks, torch.hypot(errors[0], kinks)
 
-    def _rounding(self, terms: Tensor, volume: Tensor) -> Tensor:
-        """Error (B,) by rounding of states, of the terms (nodes, B, columns) and of the volume (B,).
+    def _rounding(self, terms: Tensor, volume: Tensor, plausible: Tensor) -> Tensor:
+        """Error (B,) by rounding of states, of the terms (nodes, B, columns) and of the volume (B,), with the plausible
+        shares (nodes, B) of the scores.
 
         It moves a state off its path, by a jump that the score makes up for as far as it is trusted. As far as it is
         not, what it says of the jumps of all sizes is an error already; a sum of rounded ones may be small by chance,
         and their sizes count as well.
         """
         unit = rounded(volume.dtype)
-        moved, untrusted = self._sensitivity.sqrt()
-        _, squares_of_trust = _sums([of_trust for _, of_trust, _ in self._of_nodes])
-        of_trust = squares_of_trust.sqrt()
+        sensitivities = torch.stack([sensitive for _, sensitive in self._sizes]).double()
+        trusted = torch.tensor([rates.trusted for rates in self.rates], dtype=torch.float64).to(sensitivities)[:, None]
+        shares = torch.stack([trusted.expand_as(plausible), (1 - trusted) * plausible])
+        moved, untrusted = (shares.square() * sensitivities).sum(1).sqrt()
+        of_trust = self._said_untrusted(plausible).square().sum(0).sqrt()
         of_terms = terms[:, :, : self.estimate.columns].mean(2).square().sum(0).sqrt()
         parts = [
             unit * moved,
@@ -312,6 +318,31 @@ class Integrals(Crossing):
             unit * volume.double().abs(),
         ]
         return torch.stack(parts).square().sum(0).sqrt()
+
+    def _said_untrusted(self, plausible: Tensor) -> Tensor:
+        """Products (nodes, B) of the untrusted shares of the scores and the jumps at each node."""
+        said = torch.stack([of_trust for _, of_trust, _ in self._of_nodes])
+        return said.double() * plausible
+
+    def _plausible(self) -> Tensor:
+        """Share (nodes, B) of the score at each node that may be the flow's own; see `plausible_share`."""
+        trusted = [rates.trusted for rates in self.rates]
+        sizes = torch.stack([size for size, _ in self._sizes]).double().sqrt()
+        growth = self._growth()
+        d = self._moved[0].numel()
+        if self._noise == 0:
+            return plausible_share(sizes, growth, trusted, d)
+        return plausible_share(sizes.flip(0), growth.flip(0), trusted[::-1], d).flip(0)
+
+    def _growth(self) -> Tensor:
+        """Integrals (nodes - 1, B) in theta of the size of the Jacobian of the slope."""
+        theta = [math.atan2(1.0, self.grid.s * math.exp(min(node.lam, FLAT))) for node in self.grid.nodes]
+        columns = self.estimate.columns
+        d = self._moved[0].numel()
+        sizes = [size_of_slope(*pair, columns, d) for pair in zip(self.rates, self._traces, strict=True)]
+        size = torch.stack(sizes)
+        steps = torch.tensor(theta, dtype=torch.float64).diff().abs().to(size)
+        return steps[:, None] * (size[1:] + size[:-1]) / 2
 
     def _divergence(self, terms: Tensor) -> Tensor:
         """Its values (nodes, B) from the terms (nodes, B, columns) of its integral, of a probe that is the same at all
@@ -364,6 +395,20 @@ class Integrals(Crossing):
         _, factors = self._factors()
         squares = torch.from_numpy(factors).to(terms)[:, None].square()
         return torch.stack([trace[:, -3] for trace in self._traces]).detach().double() * squares
+
+
+def size_of_slope(rates: Rates, trace: Tensor, columns: int, d: int) -> Tensor:
+    """Frobenius norm (B,) of the Jacobian c_x + c_r J of dz/dtheta at a node, from `trace`, what is known of that J of
+    the network's output in d dimensions; without bounds where nothing tells it."""
+    c_x, c_r = rates.divergence
+    values = trace.detach().double()
+    blocks = max(1.0, d / BLOCK)  # of which an exact trace has seen the first alone
+    of_J = values[:, -2:].sum(1) * blocks**2 / 4
+    product = values[:, :columns].mean(1)
+
+    square = c_r**2 * of_J + 2 * c_x * c_r * product + d * c_x**2
+    size = square.clamp(min=0.0).sqrt()
+    return torch.where(of_J > 0, size, torch.full_like(size, UNBOUNDED))
 
 
 def _sums(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import benchmarks.likelihood
 import sgm_sde as sg
-from benchmarks import rough_scores
+from benchmarks import bed_networks, rough_scores
 from benchmarks.likelihood_error import PROCESSES, ROUGH_PROCESSES
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.likelihood import (
@@ -24,7 +24,7 @@ from sgm_sde.likelihood import (
     Hutchinson,
     LikelihoodWarning,
 )
-from sgm_sde.likelihood.errors import of_kinks, quadrature_error
+from sgm_sde.likelihood.errors import PLAUSIBLE, of_kinks, plausible_share, quadrature_error
 from sgm_sde.likelihood.multistep import quadrature
 from tests.helpers import F64, LINEAR, MIXTURE
 from tests.likelihood.cases import RIDGE, VP, exact, with_wave
@@ -343,6 +343,34 @@ def test_rounding_is_in_the_error(process: str, method: FixedGrid | AdaptiveFlow
     assert float((res.error / off.clamp(min=1e-7)).median()) < 30
     fine = sg.log_prob(oracle.score(sde), sde, x.double(), **options)
     assert float(fine.error.max()) < 0.1 * float(res.error.min())
+
+
+def test_a_score_that_grows_on_a_flow_that_does_not_is_not_the_flow_s() -> None:
+    """Where the noise falls to a thousandth a score of pure error grows by a thousand, and that of data as wide as the
+    noise as much as the flow contracts."""
+    noise = torch.logspace(0, -3, 7, dtype=F64)[:, None]
+    trusted = [1.0, 1.0, *[0.0] * 5]
+    contracts = torch.full((6, 1), math.log(10) / 2, dtype=F64)
+    share = plausible_share(2 / noise, contracts, trusted, 4)
+    torch.testing.assert_close(share, torch.ones_like(share))
+
+    still = plausible_share(2 / noise, torch.zeros_like(contracts), trusted, 4)[2:]
+    last_trusted = 2 / noise[1]
+    torch.testing.assert_close(still, (PLAUSIBLE * last_trusted / (2 / noise[2:])).clamp(max=1.0))
+
+
+@pytest.mark.parametrize("name", ["moons-flow-0", "moons-flow-1", "moons-vp-1"])
+def test_networks_in_single_precision_are_known_as_well_as_in_double(name: str) -> None:
+    """At next to no noise their score is what they are off over the noise, and says nothing of what rounding does."""
+    x = bed_networks.moons(24, torch.Generator().manual_seed(5))
+    in_single, in_double = (bed_networks.score(name, bed_networks.trained(name).to(t)) for t in (torch.float32, F64))
+    options: dict[str, Any] = {"method": FixedGrid(75), "trace": "exact"}
+    known = sg.log_prob(in_double, in_double.sde, x.double(), method=FixedGrid(600), trace="exact")
+    double = sg.log_prob(in_double, in_double.sde, x.double(), **options)
+    single = sg.log_prob(in_single, in_single.sde, x, **options)
+    off = (single.value.double() - known.value).abs()
+    assert float((off <= single.error + 2e-6).double().mean()) > 0.9
+    assert float((single.error / double.error).median()) < 1.5
 
 
 def test_the_error_of_a_batch_s_steps_with_gradients() -> None:
