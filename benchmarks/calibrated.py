@@ -654,14 +654,19 @@ def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def costs() -> dict[tuple[str, int], list[tuple[int, int, float]]]:
-    """By bed and budget: noises of the fit, samples the network evaluated for it, and the error; where N was varied."""
+    """By bed and budget: noises of the fit, samples the network evaluated for it, and the error; where N was varied.
+
+    What an earlier form of the fit took is left out.
+    """
     found: dict[tuple[str, int], list[tuple[int, int, float]]] = {}
     for bed in beds.load("report"):
         rows = {noises: rows_of(bed, noises) for noises in VARIED}
         for noises, row in rows.items():
             if row is None or sum(known is not None for known in rows.values()) < 2:
                 continue
-            for nfe, cells in row["budgets"].items():
+            for nfe, cells in sorted(row["budgets"].items(), key=lambda item: int(item[0])):
+                if cells.get("fit") != FIT:
+                    continue
                 evals = cells["network_evals"] + cells["shared_evals"]
                 found.setdefault((bed.name, int(nfe)), []).append((noises, evals, cells["error"]))
     return {key: values for key, values in found.items() if len(values) > 1}
@@ -681,7 +686,8 @@ def draw_costs(path: Path) -> None:
             for noises, x, y in values:
                 axis.annotate(f"N = {noises}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
         axis.set(xscale="log", yscale="log", title=name, xlabel="samples evaluated for the fit")
-        axis.margins(x=0.2, y=0.12)  # for the labels
+        axis.tick_params(axis="x", which="minor", labelbottom=False)
+        axis.margins(x=0.25, y=0.12)  # for the labels
         axis.legend(frameon=False, fontsize=8)
     pictures.save(figure, path, pictures.ERROR)
 
