@@ -553,8 +553,8 @@ class Thinned(LogSNR):
         even_deep: the number d from which on steps below $\ell_d$ are; with its default, as with any up to m, they are
             as long as others near pure noise.
         last: the factor of the last level, as in `Widening`.
-        largest: a bound of the first level in units of s, for a prior of unit scale, larger by as much as the prior is;
-            its default is the log-SNR -20.
+        largest: the first level where log-SNR is unbounded, in units of s, for a prior of unit scale, larger by as much
+            as the prior is; its default is the log-SNR -20.
         near_noise: the log-SNR $\ell_0$ below which steps are longer.
         near_data: the log-SNR $\ell_1$ above which they are, not below the other.
         clean: the share c of the density that is left out there, below 1.
@@ -627,7 +627,8 @@ class Thinned(LogSNR):
         """First and last time of a grid of `steps` steps; a time given is kept."""
         _require_linear(self, sde)
         if t_start is None:
-            t_start = _time_of(sde, self.data_std * _purest(sde, self.largest))
+            bounded = math.isfinite(float(sde.log_snr(sde.T)))
+            t_start = sde.T if bounded else _time_of(sde, self.data_std * _purest(sde, self.largest))
         if t_end is None:
             t_end = _last_time(sde, t_start, self.data_std, self.last / (steps + 1) ** 2)
         return t_start, t_end

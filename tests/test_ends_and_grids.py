@@ -16,8 +16,10 @@ from scipy.special import expit
 from torch import Tensor
 
 import sgm_sde as sg
-from sgm_sde.engine.noise import NoiseStream
+from sgm_sde.calibration.flow import Flow
+from sgm_sde.engine.noise import NoiseStream, resolve_seeds
 from sgm_sde.grids import RULES, _standstill, rule_name
+from sgm_sde.sampling.trials import WHOLE
 from sgm_sde.schemes import resolve
 from tests.conventions import case_id
 from tests.helpers import (
@@ -694,11 +696,11 @@ def test_options_of_a_widening_grid_are_positive(options: dict[str, object]) -> 
 @pytest.mark.parametrize("steps", [4, 15, 31, 99])
 @pytest.mark.parametrize("process", LINEAR)
 def test_a_thinned_grid_has_the_density_of_its_formula(process: str, steps: int, even_deep: float) -> None:
-    """From T, or log-SNR -20, to 8 / (n + 1)^2; between neighbours the density's integral is the same."""
+    """From T to 8 / (n + 1)^2; between neighbours the density's integral is the same."""
     sde = LINEAR[process]
     times = sg.grids.Thinned(even_deep=even_deep)(sde, steps).times
     levels = [float(sde.log_snr(t)) for t in times]
-    assert levels[0] == pytest.approx(max(-20.0, float(sde.log_snr(sde.T))), abs=1e-6)
+    assert levels[0] == pytest.approx(float(sde.log_snr(sde.T)), abs=1e-6)
     first, smallest = (math.exp(-level / 2) for level in (levels[0], float(sde.log_snr(sde.eps))))
     assert math.exp(-levels[-1] / 2) == pytest.approx(max(smallest, 8 / (steps + 1) ** 2 * first / (1 + first)))
     a = min(1.0, (steps + 1) / 45)
@@ -734,6 +736,19 @@ def test_a_thinned_grid_has_the_density_of_its_formula(process: str, steps: int,
 )
 def test_the_time_of_flows_and_cosine_schedules_stands_still_near_pure_noise(sde: sg.LinearSDE, level: float) -> None:
     assert _standstill(sde) == pytest.approx(level, abs=0.1)
+
+
+def test_runs_references_and_fits_start_at_T_however_little_signal_is_there() -> None:
+    """The cosine table of 4000 entries ends at log-SNR -22.6: what a network does there belongs to its flow."""
+    sde = sg.presets.iddpm_cosine(4000)
+    assert float(sde.log_snr(sde.T)) < -22
+    assert sg.defaults.default_setting(sde, 10).grid(sde, 10).times[0] == sde.T
+    assert WHOLE(sde, 255).times[0] == sde.T
+    assert WHOLE(sde, 255).times[-1] == sde.eps
+
+    score = sg.oracles.Gaussian(torch.zeros(2, dtype=F64), 1.0).score(sde)
+    flow = Flow(score, sde, (2,), resolve_seeds(0, None, 3), 3, {}, 64, F64, torch.device("cpu"))
+    assert flow.high == pytest.approx(-float(sde.log_snr(sde.T)) / 2)
 
 
 def test_a_thinned_grid_keeps_what_it_is_given() -> None:

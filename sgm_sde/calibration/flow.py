@@ -134,7 +134,8 @@ class Flow:
     def _set_bounds(self) -> None:
         """Bounds of log s, and the inverse of the first level."""
         first, last = (node.noise_level for node in self.sde.nodes([self.sde.T, self.sde.eps]))
-        self.high = min(math.log(first), LARGEST + math.log(max(1.0, self.sde.prior_std)))
+        unbounded = LARGEST + math.log(max(1.0, self.sde.prior_std))
+        self.high = math.log(first) if math.isfinite(first) else unbounded
         self.low = max(math.log(last) if last > 0 else -math.inf, -LARGEST) + ROOM
         self.inverse = 0.0 if math.isinf(first) else 1 / first
 

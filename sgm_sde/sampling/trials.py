@@ -21,7 +21,7 @@ from sgm_sde._utils.units import in_units, units_of
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.noise import Generators, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
-from sgm_sde.grids import Widening
+from sgm_sde.grids import Thinned
 from sgm_sde.processes.base import has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling.candidates import default_candidates, scale_of_candidates
@@ -42,8 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PilotOptions", "PilotResult", "PilotResults", "PilotWarning", "default_candidates", "pilot"]
 
-# The whole flow, even where log-SNR has no bound: many steps in log-SNR, from sigma / alpha = e^10 at most down to eps.
-WHOLE = Widening(first=1e30, last=1e-30, largest=math.exp(10.0))
+WHOLE = Thinned(even=1.0, last=1e-30, clean=0.0)  # the whole flow in even steps of log-SNR, where it has no bound too
 REFERENCE = Setting("dpm3m", WHOLE)
 CHECK = Setting("lms4", WHOLE)  # a second opinion on the reference, on other nodes
 LARGE = 0.5  # of the samples' standard deviation: an error that makes another sample
