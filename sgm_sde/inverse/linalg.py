@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.autograd import require_gradient
-from sgm_sde._utils.shapes import dot
+from sgm_sde._utils.shapes import dot, expand
 
 HINT = "DiffPIR and Replacement need none, LinearMap takes an adjoint="
 
@@ -50,7 +50,7 @@ class Linearised:
         return product
 
 
-# From p (B, *) to the pair (M p, L p) of a square M and any L, both linear.
+# From p (B, *) to the pair (M p, L p) of a square M and any L, both linear; L p may have any shape (B, *).
 Products = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -78,13 +78,13 @@ def conjugate_gradient(apply: Products, b: Tensor, iterations: int) -> Tensor:
     solution = torch.zeros(())
     for _ in range(iterations):
         Mp, Lp = apply(p)
-        a = ratio(torch.where(square > negligible, square, 0), dot(p, Mp), b)
-        solution = solution + a * Lp
-        r = r - a * Mp
+        a = ratio(torch.where(square > negligible, square, 0), dot(p, Mp))
+        solution = solution + expand(a, Lp) * Lp
+        r = r - expand(a, Mp) * Mp
 
         before = square
         square = dot(r, r)
-        p = r + ratio(square, before, b) * p
+        p = r + expand(ratio(square, before), p) * p
     return solution
 
 
@@ -115,23 +115,22 @@ def conjugate_residual(apply: Products, b: Tensor, iterations: int) -> Tensor:
         directions.append((Mp, Lp))
 
         moves = dot(r, r) > negligible
-        a = ratio(torch.where(moves, dot(r, Mp), 0), dot(Mp, Mp), b)
-        solution = solution + a * Lp
-        r = r - a * Mp
+        a = ratio(torch.where(moves, dot(r, Mp), 0), dot(Mp, Mp))
+        solution = solution + expand(a, Lp) * Lp
+        r = r - expand(a, Mp) * Mp
     return solution
 
 
 def _orthogonal(Mp: Tensor, Lp: Tensor, directions: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """The products of the direction p made orthogonal to others, in the sense that M p is to theirs."""
     for Mq, Lq in directions:
-        along = ratio(dot(Mp, Mq), dot(Mq, Mq), Mp)
-        Mp = Mp - along * Mq
-        Lp = Lp - along * Lq
+        along = ratio(dot(Mp, Mq), dot(Mq, Mq))
+        Mp = Mp - expand(along, Mq) * Mq
+        Lp = Lp - expand(along, Lq) * Lq
     return Mp, Lp
 
 
-def ratio(a: Tensor, c: Tensor, like: Tensor) -> Tensor:
-    """a / c, per sample, to multiply `like`; 0 where c is not positive."""
+def ratio(a: Tensor, c: Tensor) -> Tensor:
+    """a / c, per sample; 0 where c is not positive."""
     positive = c > 0
-    ratio = torch.where(positive, a / torch.where(positive, c, 1), 0)
-    return ratio.reshape(-1, *[1] * (like.ndim - 1))
+    return torch.where(positive, a / torch.where(positive, c, 1), 0)

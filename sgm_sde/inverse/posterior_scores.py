@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode, require_gradient
 from sgm_sde._utils.checks import FAR, check_integer, described, number, one_of
-from sgm_sde._utils.shapes import dot, expand
+from sgm_sde._utils.shapes import dot, expand, flat
 from sgm_sde._utils.tree import Path
 from sgm_sde.inverse.linalg import HINT, Linearised, Products, conjugate_gradient, conjugate_residual, ratio
 from sgm_sde.inverse.operators import Measurement
@@ -145,11 +145,15 @@ class PosteriorScore(Score, ABC):
 
         return self.posterior_mean(denoiser, x, alpha, sigma)
 
+    def _V(self, D: Linearised, q: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """V q, by the denoiser's Jacobian."""
+        return sigma**2 / alpha * D.vjp(q)
+
     def _covariances(self, D: Linearised, alpha: Tensor, sigma: Tensor) -> Products:
         """Products of the measurement's covariance with itself and with the data, V by the denoiser's Jacobian."""
 
         def covariances(p: Tensor) -> tuple[Tensor, Tensor]:
-            VAp = sigma**2 / alpha * D.vjp(self.operator.adjoint(p))
+            VAp = self._V(D, self.operator.adjoint(p), alpha, sigma)
             return self.operator.apply(VAp) + self.measurement.std**2 * p, VAp
 
         return covariances
@@ -253,8 +257,8 @@ class PiGDM(PosteriorScore):
         p = self.operator.solve(residual, shift) / r2
 
         Mp, VAp = self._covariances(D, alpha, sigma)(p)
-        a = ratio(dot(residual, Mp), dot(Mp, Mp), x).clamp(0, 1)
-        return D.value + a * VAp
+        a = ratio(dot(residual, Mp), dot(Mp, Mp)).clamp(0, 1)
+        return D.value + expand(a, VAp) * VAp
 
 
 class MMPS(PosteriorScore):
@@ -262,14 +266,24 @@ class MMPS(PosteriorScore):
 
     $$ V = \frac{\sigma^2}{\alpha} \left(\frac{\partial D}{\partial x}\right)^T = \mathrm{Cov}[x_0 \mid x_t] $$
 
-    and $(A V A^T + \sigma_y^2 I)^{-1}$ by a few steps of a Krylov method, each sample by itself. Exact for Gaussian
-    data, if the iterations are as many as the measurement has numbers; few do in practice. One network call and
-    `iterations` vector-Jacobian products.
+    and $p = (A V A^T + \sigma_y^2 I)^{-1} (y - A D)$ by a few steps of a Krylov method, each sample by itself. Exact
+    for Gaussian data, if the iterations are as many as the measurement has numbers; few do in practice.
 
     The paper's conjugate gradients, `linear_solver="cg"`, suppose that V is symmetric and positive. A network's
     Jacobian is neither, most of all at high noise, where it is multiplied by $\sigma^2/\alpha$; a step where the
     curvature is small then goes astray, and samples explode. Generalised conjugate residuals, `"gcr"`, a form of
     GMRES, shrink the residual whatever V is; they are the default.
+
+    What was measured may then be met by throwing out what was not: where the variance along $u = A^T p / |A^T p|$ is
+    next to $-\sigma_y^2$, the inverse has no bound. With $Vu = cu + v$, $v \perp u$, a covariance of any data has
+
+    $$ c \ge 2 c_0, \qquad c_0 = \frac{|v|^4}{2 v^T V v} $$
+
+    by Cauchy and Schwarz. Where V has less than $c_0$, half of that for what networks are off by, it becomes
+    $V + (c' - c) uu^T$ with $c' = \min(c_0^2/c, \sigma^2/\alpha^2)$: above $c_0$ by the factor by which c is below it,
+    and at most the variance that $x_t$ alone leaves, which it is where c or $v^T V v$ is not positive. The length of
+    p is then that of the least residual. An exact score's V stays what it is. One network call and `iterations` + 1
+    vector-Jacobian products; by conjugate gradients, which are left as published, `iterations`.
 
     Args:
         score: a `Score` on a linear process.
@@ -297,12 +311,78 @@ class MMPS(PosteriorScore):
         super().__init__(score, measurement)
         iterations = check_integer("iterations", iterations)
         one_of("linear_solver", linear_solver, ("gcr", "cg"))
-        self.iterations = self.vjps = iterations
+        self.iterations = iterations
+        self.vjps = iterations + (linear_solver == "gcr")
         self.linear_solver = linear_solver
 
     def posterior_mean(self, denoiser: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The denoised data, and the gain of the measurement."""
         D = Linearised(denoiser, x)
-        solve = conjugate_residual if self.linear_solver == "gcr" else conjugate_gradient
-        gain = solve(self._covariances(D, alpha, sigma), self.measurement.residual(D.value), self.iterations)
-        return D.value + gain
+        residual = self.measurement.residual(D.value)
+        covariances = self._covariances(D, alpha, sigma)
+        if self.linear_solver == "cg":
+            return D.value + conjugate_gradient(covariances, residual, self.iterations)
+
+        def with_p(p: Tensor) -> tuple[Tensor, Tensor]:
+            Mp, VAp = covariances(p)
+
+            return Mp, torch.cat([flat(VAp), flat(p)], 1)
+
+        solved = conjugate_residual(with_p, residual, self.iterations)
+        d = x[0].numel()
+
+        VAp = solved[:, :d].view_as(x)
+        p = solved[:, d:].view_as(residual)
+
+        return D.value + self._gain(D, residual, p, VAp, alpha, sigma)
+
+    def _gain(
+        self,
+        D: Linearised,
+        residual: Tensor,
+        p: Tensor,
+        VAp: Tensor,
+        alpha: Tensor,
+        sigma: Tensor,
+    ) -> Tensor:
+        """V A^T p, with the variance that a covariance has at least along A^T p."""
+        Ap = self.operator.adjoint(p)
+        square = dot(Ap, Ap)
+
+        c = ratio(dot(Ap, VAp), square)
+
+        v = VAp - expand(c, Ap) * Ap
+        v_square = dot(v, v)
+
+        w = expand(ratio(torch.ones_like(c), v_square.sqrt()), v) * v
+
+        # V is a difference of numbers of the noise's size: its rounding is no sign of anything.
+        most = (sigma / alpha).square().reshape(-1).to(c)
+        rounding = 8 * torch.finfo(c.dtype).eps * (most + c.abs())
+        across = dot(w, self._V(D, w, alpha, sigma)) + rounding
+
+        least = torch.where(
+            across > 0,
+            ratio(ratio(v_square, square), 2 * across),
+            most,
+        )
+        enough = torch.where(
+            c > 0,
+            torch.minimum(ratio(least.square(), c), most),
+            most,
+        )
+        delta = torch.where(
+            c < least,
+            (enough - c).clamp(min=0),
+            0,
+        )
+
+        gain = VAp + expand(delta, Ap) * Ap
+
+        Mp = self.operator.apply(gain) + self.measurement.std**2 * p
+        a = torch.where(
+            delta > 0,
+            ratio(dot(residual, Mp), dot(Mp, Mp)),
+            1,
+        )
+        return expand(a, gain) * gain

@@ -48,7 +48,12 @@ def small_net(x: Tensor, t: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("make", "vjps"),
-    [(lambda s, m: inverse.MMPS(s, m, 4), 4), (inverse.PiGDM, 1), (inverse.DiffPIR, 0)],
+    [
+        (lambda s, m: inverse.MMPS(s, m, 4), 5),
+        (lambda s, m: inverse.MMPS(s, m, 4, "cg"), 4),
+        (inverse.PiGDM, 1),
+        (inverse.DiffPIR, 0),
+    ],
 )
 def test_counts_of_scores(make: Callable[..., inverse.PosteriorScore], vjps: int) -> None:
     """Calls, rows and vector-Jacobian products are what they are said to be."""

@@ -127,6 +127,69 @@ def test_one_product_on_networks_that_are_wrong_near_pure_noise(method: str, pro
     assert float(x.std()) < 1.3 * float(plain.std())
 
 
+@pytest.mark.parametrize("std", [0.3, 0.0])
+@pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow"])
+def test_mmps_on_a_network_whose_jacobian_is_no_covariance(process: str, std: float) -> None:
+    r"""Noise that errs by one percent makes variances that pass $-\sigma_y^2$: the law is that of the exact score."""
+    sde = LINEAR[process]
+    data = sg.oracles.GaussianMixture(
+        torch.tensor([[-1.0, 0.5], [0.8, -0.6], [0.4, 1.1]]), [0.4, 0.5, 0.3], [0.5, 0.3, 0.2]
+    )
+    exact = data.score(sde)
+    turned = torch.tensor([[0.3, -1.0], [1.0, 0.3]])
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        scale = (sde.alpha(t).square() + sde.sigma(t).square()).sqrt()[:, None].to(x)
+        return exact.predict("noise", x, t) + 0.01 * torch.sin(2 * x / scale @ turned)
+
+    m = inverse.Measurement(HALF, torch.tensor([0.8, 0.0]), std)
+    x, right = (
+        sg.sample(inverse.MMPS(prior, m, 1), sde, (1000, 2), nfe=20, seed=0).x
+        for prior in (sg.from_noise(net, sde), exact)
+    )
+    spread = right[:, 1].std()
+    assert float((x[:, 1].mean() - right[:, 1].mean()).abs()) < 0.03 * float(spread)
+    assert abs(float(x[:, 1].std() / spread) - 1) < 0.03
+    assert float(x.abs().max()) < 1.1 * float(right.abs().max())
+    assert (
+        float((m.consistent(x) - x).square().mean().sqrt() - (m.consistent(right) - right).square().mean().sqrt())
+        < 0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("J", "gain"),
+    [
+        # c = 1 and v = 1/2 allow V22 = 1: a covariance.
+        ([[1.0, 0.5], [0.5, 1.0]], [2.0 * 1 / 1.5, 2.0 * 0.5 / 1.5]),
+        # c = 1/8 is half of c_0 by v = 1/2 and V22 = 1/2: it becomes 1/2.
+        ([[0.125, 0.5], [0.5, 0.5]], [2.0 * 0.5 / 1.0, 2.0 * 0.5 / 1.0]),
+        # No variance along what was measured, and none across: that of the noise, 4.
+        ([[-0.5, 1.0], [1.0, 1.0]], [2.0 * 4 / 4.5, 2.0 * 1 / 4.5]),
+        ([[1.0, 1.0], [1.0, -1.0]], [2.0 * 4 / 4.5, 2.0 * 1 / 4.5]),
+    ],
+    ids=["a covariance", "too little variance", "negative variance", "negative across"],
+)
+def test_gain_of_a_jacobian(J: list[list[float]], gain: list[float]) -> None:
+    """V = 4 J / 4 at sigma 2, a residual of 2 and the noise's variance of 1/2: the gain by hand."""
+    sde, V = sg.EDMSDE(), torch.tensor(J, dtype=F64)
+    score = sg.from_denoiser(lambda x, t: x @ V / 4, sde)
+    m = inverse.Measurement(HALF, torch.tensor([2.0, 0.0], dtype=F64), math.sqrt(0.5))
+    x = torch.zeros(1, 2, dtype=F64)
+    got = inverse.MMPS(score, m, 1).denoised(x, torch.tensor(2.0, dtype=F64))
+    torch.testing.assert_close(got, torch.tensor([gain], dtype=F64), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("linear_solver", ["gcr", "cg"])
+def test_measurements_of_another_rank_than_the_data(linear_solver: str) -> None:
+    """Pictures measured as vectors, of as many samples as anything else has: exact on Gaussian data."""
+    data = sg.oracles.Gaussian(normal(1, 2, 2), 0.5)
+    m = inverse.Measurement(inverse.LinearMap(lambda x: x.flatten(1)[:, :2], (1, 2, 2)), normal(2, seed=1), 0.3)
+    x, t = normal(2, 1, 2, 2, seed=2), torch.tensor([0.2, 0.6], dtype=F64)
+    exact = inverse.posterior(data, m).score(VP).denoised(x, t)
+    torch.testing.assert_close(inverse.MMPS(data.score(VP), m, 2, linear_solver).denoised(x, t), exact)
+
+
 def test_diffpir_minimises_its_objective() -> None:
     """The gradient of the objective vanishes; without noise the measurement is met exactly, whatever the strength."""
     A, shape = OPERATORS["gaussian blur"]
