@@ -87,7 +87,16 @@ def kinks_of(values: Tensor) -> float:
 def test_what_a_kink_leaves_is_seen(place: float) -> None:
     """In the integral of |k - place|: 0.12 at most, by where between two nodes it is."""
     off = float(torch.from_numpy(RULES.weights) @ (NODES - place).abs()) - (place**2 + (64 - place) ** 2) / 2
-    assert abs(off) < 5 * kinks_of((NODES - place).abs()) < 0.6
+    assert abs(off) < 2 * kinks_of((NODES - place).abs()) < 0.8
+
+
+@pytest.mark.parametrize("place", [30.05, 30.2, 30.35, 30.5, 30.65])
+def test_what_a_jump_leaves_is_seen(place: float) -> None:
+    """In the integral of 1 beyond the place: half a step at most, and 0.29 of it as the root of the mean square."""
+    beyond = (place < NODES).double()
+    off = float(torch.from_numpy(RULES.weights) @ beyond) - (64 - place)
+    assert abs(off) < kinks_of(beyond)
+    assert kinks_of(beyond) == pytest.approx(2 / 12**0.5, rel=0.1)
 
 
 @pytest.mark.parametrize("frequency", [0.3, 0.6, 0.9])
