@@ -56,6 +56,7 @@ NEXT_TO_EPS = 1.02  # times the noise level at eps, where the last call is then
 STANDING = 0.01  # of T, by which the time moves while log-SNR changes by one, below which it nearly stands still
 PUREST = -20.0  # log-SNR from which on that is looked for, on this many levels
 LEVELS = 200
+UNBOUNDED = -30.0  # log-SNR at T, below which it has no bound but that of rounding, and times no longer tell levels
 HALVINGS = 55  # of an interval, down to rounding
 MOST_ROWS = 100_000  # that a token waits
 
@@ -538,14 +539,15 @@ class Thinned(LogSNR):
     With $n$ steps and the data's scale $s$, times lie in log-SNR $\ell$ with a density in proportion to
 
     $$ w(\ell) = 1 - (1 - a) \operatorname{sigmoid}\frac{\ell_0 - \ell - 2\log s}{1.5}
-                 - (a - b) \operatorname{sigmoid}\frac{\ell_d - \ell - 2\log s}{1.5}
+                 - (a - b) \operatorname{sigmoid}\frac{\ell_d - \ell}{1.5}
                  - c \operatorname{sigmoid}\frac{\ell - \ell_1 + 2\log s}{1.5}, \qquad
        a = \min\Bigl(1, \frac{n+1}{m}\Bigr), \quad b = \min\Bigl(a, \frac{n+1}{d}\Bigr) $$
 
     from T to the last level of `Widening`, so that the network is evaluated near pure noise as well; where log-SNR is
-    unbounded, the grid starts at `largest`. $\ell_d$ is -13, or the log-SNR, if it is higher, below which the time of
-    the process moves by less than a hundredth of T while log-SNR changes by one, so that what a network makes of its
-    time hardly changes: -7.7 for rectified flow and -7 for cosine schedules. VP, EDM and VE have none.
+    unbounded, or below -30 at T, the grid starts at `largest`. $\ell_d$ is the higher of $-13 - 2\log s$ and of the
+    log-SNR below which the time of the process moves by less than a hundredth of T while log-SNR changes by one, so
+    that what a network makes of its time hardly changes: -7.8 for rectified flow and -7 for cosine schedules, for
+    narrow data by $-2\log s$ more. VP, EDM and VE have none.
 
     Args:
         data_std: the scale s, about the standard deviation of the data.
@@ -553,8 +555,8 @@ class Thinned(LogSNR):
         even_deep: the number d from which on steps below $\ell_d$ are; with its default, as with any up to m, they are
             as long as others near pure noise.
         last: the factor of the last level, as in `Widening`.
-        largest: the first level where log-SNR is unbounded, in units of s, for a prior of unit scale, larger by as much
-            as the prior is; its default is the log-SNR -20.
+        largest: the first level where log-SNR is below -30 at T, in units of s, for a prior of unit scale, larger by as
+            much as the prior is; its default is the log-SNR -20.
         near_noise: the log-SNR $\ell_0$ below which steps are longer.
         near_data: the log-SNR $\ell_1$ above which they are, not below the other.
         clean: the share c of the density that is left out there, below 1.
@@ -627,7 +629,7 @@ class Thinned(LogSNR):
         """First and last time of a grid of `steps` steps; a time given is kept."""
         _require_linear(self, sde)
         if t_start is None:
-            bounded = math.isfinite(float(sde.log_snr(sde.T)))
+            bounded = float(sde.log_snr(sde.T)) >= UNBOUNDED
             t_start = sde.T if bounded else _time_of(sde, self.data_std * _purest(sde, self.largest))
         if t_end is None:
             t_end = _last_time(sde, t_start, self.data_std, self.last / (steps + 1) ** 2)
@@ -639,7 +641,7 @@ class Thinned(LogSNR):
         b = min(a, calls / self.even_deep)
         scale = 2 * math.log(self.data_std)
         noisy = softplus((self.near_noise - scale - log_snr) / self.width)
-        deep = softplus((max(still, self.deep) - scale - log_snr) / self.width)
+        deep = softplus((max(still - min(scale, 0.0), self.deep - scale) - log_snr) / self.width)
         clean = softplus((log_snr - self.near_data + scale) / self.width)
         return log_snr + self.width * ((1 - a) * noisy + (a - b) * deep - self.clean * clean)
 

@@ -751,6 +751,51 @@ def test_runs_references_and_fits_start_at_T_however_little_signal_is_there() ->
     assert flow.high == pytest.approx(-float(sde.log_snr(sde.T)) / 2)
 
 
+@pytest.mark.parametrize(
+    "sde",
+    [
+        sg.LinearSDE.from_schedule(lambda t: torch.cos(math.pi * t / 2), lambda t: torch.sin(math.pi * t / 2)),
+        sg.RectifiedFlowSDE(T=1.0 - 1e-12),
+    ],
+    ids=["cosine", "flow"],
+)
+def test_a_signal_that_is_rounding_alone_is_none(sde: sg.LinearSDE) -> None:
+    """Near T times no longer tell levels apart: runs, references and fits start at log-SNR -20, as where alpha is 0."""
+    assert float(sde.log_snr(sde.T)) < -50
+    for grid in (sg.defaults.default_setting(sde, 40).grid(sde, 40), WHOLE(sde, 255)):
+        assert float(sde.log_snr(grid.times[0])) == pytest.approx(-20, abs=1e-3)
+    assert sg.defaults.default_setting(sde, 40).grid(sde, 40).steps == 40
+
+    score = sg.oracles.Gaussian(torch.zeros(2, dtype=F64), 1.0).score(sde)
+    flow = Flow(score, sde, (2,), resolve_seeds(0, None, 3), 3, {}, 64, F64, torch.device("cpu"))
+    assert flow.high == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("process", LINEAR)
+def test_references_are_in_even_steps_of_log_snr(process: str) -> None:
+    sde = LINEAR[process]
+    levels = [float(sde.log_snr(t)) for t in WHOLE(sde, 64).times]
+    gaps = [b - a for a, b in pairwise(levels)]
+    assert max(gaps) == pytest.approx(min(gaps), rel=1e-5)
+    assert levels[-1] == pytest.approx(float(sde.log_snr(sde.eps)))
+
+
+@pytest.mark.parametrize(("data_std", "level"), [(1.0, -7.77), (50.0, -7.77), (0.02, -7.77 - 2 * math.log(0.02))])
+def test_steps_are_longer_where_time_stands_still_also_for_data_of_another_scale(data_std: float, level: float) -> None:
+    """A standstill is the process' own; narrow data leave no signal up to a lower noise. The step doubles around it."""
+    sde = sg.RectifiedFlowSDE()
+    options = {"data_std": data_std, "even": 1.0, "clean": 0.0}
+    even, longer = (sg.grids.Thinned(**options, even_deep=d)(sde, 99).times for d in (1.0, 200.0))
+    ratios = {
+        float(sde.log_snr(a)): float(sde.log_snr(b) - sde.log_snr(a)) for a, b in pairwise(longer)
+    }  # of steps by their first level
+    far, near = ratios[min(ratios)], ratios[max(ratios)]
+    middle = min(ratios, key=lambda at: abs(1 / ratios[at] - (1 / far + 1 / near) / 2))
+    assert far > 1.5 * near
+    assert middle == pytest.approx(level, abs=0.6)
+    assert len(even) == len(longer)
+
+
 def test_a_thinned_grid_keeps_what_it_is_given() -> None:
     """Ends that are given, a scale that moves all levels with it, and a start where log-SNR has no bound."""
     sde = sg.EDMSDE()

@@ -17,6 +17,7 @@ from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.engine.times import same_time
+from sgm_sde.grids import UNBOUNDED
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling.planning import plan
 from sgm_sde.sampling.trials import REFERENCE
@@ -135,7 +136,7 @@ class Flow:
         """Bounds of log s, and the inverse of the first level."""
         first, last = (node.noise_level for node in self.sde.nodes([self.sde.T, self.sde.eps]))
         unbounded = LARGEST + math.log(max(1.0, self.sde.prior_std))
-        self.high = math.log(first) if math.isfinite(first) else unbounded
+        self.high = math.log(first) if math.log(first) <= -UNBOUNDED / 2 else unbounded
         self.low = max(math.log(last) if last > 0 else -math.inf, -LARGEST) + ROOM
         self.inverse = 0.0 if math.isinf(first) else 1 / first
 
