@@ -25,7 +25,7 @@ from sgm_sde._utils.tree import Path
 from sgm_sde.inverse.linalg import HINT, Linearised, Products, conjugate_gradient, conjugate_residual, ratio
 from sgm_sde.inverse.operators import Measurement
 from sgm_sde.processes.base import has_scalar_marginal
-from sgm_sde.scores.conditions import ROWS, bare
+from sgm_sde.scores.conditions import ROWS, Numbers
 from sgm_sde.scores.score import Score, require_score
 
 
@@ -128,9 +128,10 @@ class PosteriorScore(Score, ABC):
     @outside_inference_mode
     def output(self, x: Tensor, t: Tensor, /, **kwargs: object) -> Tensor:
         """The posterior mean of the data at x (B, *) and t (B,)."""
-        rows = bare(kwargs.pop(ROWS, None))
-        if isinstance(rows, Tensor):
-            return self._of(rows, x).output(x, t, **kwargs)
+        numbers = Numbers.of(kwargs)
+        kwargs.pop(ROWS, None)
+        if numbers is not None:
+            return self._of(numbers.of_each, x).output(x, t, **kwargs)
 
         sde = self.score.sde
         assert has_scalar_marginal(sde)

@@ -226,7 +226,7 @@ def _parts(
     require_count("batch_size", batch_size)
     if batch_size >= len(x):
         return [(x, seeds, model_kwargs)]
-    marked = resolve(model_kwargs or {}, len(x), score.conditions)
+    marked = resolve(model_kwargs or {}, len(x), score.conditions, called=batch_size)
     parts: list[tuple[Tensor, SampleSeeds, Conditions | None]] = []
     for first in range(0, len(x), batch_size):
         rows = slice(first, first + batch_size)

@@ -57,7 +57,7 @@ def models_of(model: BoundScore, parts: Sequence[slice], batch: int) -> Iterator
     if len(parts) == 1:
         yield model
         return
-    resolved = model.resolved(batch)
+    resolved = model.resolved(batch, called=parts[0].stop - parts[0].start)
     for at in parts:
         part = model.with_kwargs(_of_part(resolved, at))
         part.rows = range(at.start, at.stop)

@@ -9,7 +9,7 @@ entries looks like ten labels. So the roles are what the caller says:
 | in `PerSample(...)`                                            | as one row per sample               |
 | in `Shared(...)`                                               | as the same for all               |
 | named as a condition: in `null`, by `Classifier`, or `y` of a network with a `NULL_LABEL` | as one row per sample |
-| of another length than the batch                               | as the same for all               |
+| of another length than the batch, and than a call              | as the same for all               |
 | else                                                           | as an error, where it matters     |
 
 Conditions may be nested: mappings, lists, tuples and dataclasses are walked, and a mark holds for all in it.
@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from numbers import Number
-from typing import overload
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -94,7 +94,46 @@ class AmbiguousArgument(ValueError):
 
 
 LEAVES = (Tensor, Mark)
-ROWS = "numbers of the samples"  # an argument (B,) of scores that keep something of each, who name it as a condition
+ROWS = "numbers of the samples"  # an argument (B, 2) of scores that keep something of each, who name it as a condition
+
+
+class Numbers(NamedTuple):
+    """The samples of a run that a call is about.
+
+    Attributes:
+        of_each: their numbers (b,).
+        total: how many the run has.
+    """
+
+    of_each: Tensor
+    total: int
+
+    @staticmethod
+    def of(kwargs: Conditions) -> Numbers | None:
+        """Those that come with a call's arguments; None for all samples in their order."""
+        given = bare(kwargs.get(ROWS))
+        if not isinstance(given, Tensor) or not len(given):
+            return None
+        return Numbers(given[:, 0], int(given[0, 1]))
+
+
+def rows_for(name: str, value: Tensor, numbers: Numbers | None, batch: int) -> Tensor:
+    """The rows for a call's samples of a tensor that a score keeps, with one row for each of the run's.
+
+    Args:
+        name: of the tensor, in messages.
+        value: the tensor (B, *).
+        numbers: of the samples; None for all.
+        batch: number of samples of the call.
+
+    Raises:
+        ValueError: for another number of rows than the run has samples.
+    """
+    total = batch if numbers is None else numbers.total
+    if value.ndim == 0 or len(value) != total:
+        given = f"{len(value)} rows" if value.ndim else "no rows"
+        raise ValueError(f"{name} has {given}: expected one for each of {total} samples")
+    return value if numbers is None else value[numbers.of_each.to(value.device)]
 
 
 @overload
@@ -131,13 +170,15 @@ def require_numbers(kwargs: Conditions) -> None:
             )
 
 
-def resolve(kwargs: Conditions, batch: int, named: Collection[Path] = ()) -> Arguments:
+def resolve(kwargs: Conditions, batch: int, named: Collection[Path] = (), called: int | None = None) -> Arguments:
     """The arguments with each tensor marked as what it is in a batch.
 
     Args:
         kwargs: the arguments, marked in part.
         batch: number of samples.
         named: paths of conditions.
+        called: number of rows that the network gets in a call, of a run in parts or of a guided one; that of samples if
+            not given.
 
     Raises:
         AmbiguousArgument: for a tensor that may be either.
@@ -149,11 +190,20 @@ def resolve(kwargs: Conditions, batch: int, named: Collection[Path] = ()) -> Arg
             return _marked(path, leaf, batch)
         if not isinstance(leaf, Tensor):
             return leaf
-        if leaf.ndim == 0 or len(leaf) != batch:
+        if leaf.ndim == 0:
+            return Shared(leaf)
+
+        name = shown(path)
+        if len(leaf) == called and called not in (1, batch):
+            raise AmbiguousArgument(
+                f"the argument {name!r} of shape {tuple(leaf.shape)} has as many rows as the network gets in one call, "
+                f"{called}, and there are {batch} samples: pass sg.PerSample({name}) of {batch} rows, one for each "
+                f"sample, or sg.Shared({name}) for the same to all"
+            )
+        if len(leaf) != batch:
             return Shared(leaf)
         if is_named(path, named):
             return PerSample(leaf)
-        name = shown(path)
         raise AmbiguousArgument(
             f"the argument {name!r} of shape {tuple(leaf.shape)} has as many rows as there are samples, {batch}, and "
             f"nothing says whether it goes with them: pass sg.PerSample({name}) for one row per sample, or "
@@ -163,21 +213,51 @@ def resolve(kwargs: Conditions, batch: int, named: Collection[Path] = ()) -> Arg
     resolved = map_leaves(mark, dict(kwargs), LEAVES)
     if (ROWS,) not in named:
         return resolved
-    return {ROWS: PerSample(torch.arange(batch, device="cpu")), **resolved}
+
+    numbers = torch.arange(batch, device="cpu")
+    totals = torch.full_like(numbers, batch)
+    of_each = torch.stack([numbers, totals], 1)
+    return {ROWS: PerSample(of_each), **resolved}
+
+
+def with_marks_inside(value: Conditions) -> Arguments:
+    """The arguments with marks on single tensors, in place of those on what holds tensors."""
+
+    def spread(_: Path, leaf: object) -> object:
+        if not isinstance(leaf, Mark):
+            return leaf
+        kind = type(leaf)
+        return map_leaves(lambda _, inner: kind(inner) if isinstance(inner, Tensor) else inner, leaf.value)
+
+    return map_leaves(spread, dict(value), LEAVES)
+
+
+def has_rows_of_samples(value: object) -> bool:
+    """True if what a score keeps has a tensor that may have one row per sample."""
+    found: list[bool] = []
+
+    def look(_: Path, leaf: object) -> object:
+        many = isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) > 1
+        found.append(many or isinstance(leaf, PerSample))
+        return leaf
+
+    map_leaves(look, value, LEAVES)
+    return any(found)
 
 
 @overload
-def nullified(kwargs: Arguments, null: Conditions, batch: int) -> Arguments: ...
+def nullified(kwargs: Arguments, null: Conditions, batch: int, numbers: Numbers | None = None) -> Arguments: ...
 @overload
-def nullified(kwargs: object, null: object, batch: int, path: Path = ()) -> object: ...
-def nullified(kwargs: object, null: object, batch: int, path: Path = ()) -> object:
+def nullified(kwargs: object, null: object, batch: int, numbers: Numbers | None = None, path: Path = ()) -> object: ...
+def nullified(kwargs: object, null: object, batch: int, numbers: Numbers | None = None, path: Path = ()) -> object:
     """The arguments with the null conditions of `null` in place of the conditions that it names.
 
     Args:
         kwargs: the arguments, or what lies in them at the path.
         null: a mapping (or a sequence, for a sequence) of what stands for no condition by name, to any depth; else that
-            itself: None, a number or a tensor that expands to each tensor of the condition.
+            itself: None, a number, a tensor that expands to each tensor of the condition, or one that is marked.
         batch: number of samples.
+        numbers: of the samples, of which a null condition of one row per sample has the rows; None for all.
         path: within the arguments.
 
     Raises:
@@ -195,11 +275,11 @@ def nullified(kwargs: object, null: object, batch: int, path: Path = ()) -> obje
         changed = dict(parts)
         for name, part in parts.items():
             if name in wanted:
-                changed[name] = nullified(part, wanted[name], batch, (*path, name))
+                changed[name] = nullified(part, wanted[name], batch, numbers, (*path, name))
         return with_parts(kwargs, changed)
 
     def in_place_of(inner: Path, leaf: object) -> object:
-        return _null_row((*path, *inner), leaf, null, batch)
+        return _null_row((*path, *inner), leaf, null, batch, numbers)
 
     return map_leaves(in_place_of, kwargs)
 
@@ -211,11 +291,11 @@ def _require_parts(parts: Mapping[str | int, object], wanted: Mapping[str | int,
         where = f" in {shown(path)!r}" if path else ""
         raise ValueError(
             f"guidance asks for the condition {shown(missing)!r}: pass model_kwargs={{{missing[0]!r}: ...}}, "
-            f"got {sorted(map(str, parts))}{where}"
+            f"got {sorted(map(str, parts.keys() - {ROWS}))}{where}"
         )
 
 
-def _null_row(path: Path, condition: object, null: object, batch: int) -> Tensor:
+def _null_row(path: Path, condition: object, null: object, batch: int, numbers: Numbers | None) -> Tensor:
     """The null condition in the shape of the condition."""
     if not isinstance(condition, Tensor) or condition.ndim == 0 or len(condition) != batch:
         given = f"shape {tuple(condition.shape)}" if isinstance(condition, Tensor) else described(condition)
@@ -223,12 +303,12 @@ def _null_row(path: Path, condition: object, null: object, batch: int) -> Tensor
             f"the condition {shown(path)!r} must be a tensor of one row per sample, {batch} in all, got {given}: "
             f"classes are an int64 tensor, as torch.tensor([3, 7]) for two samples"
         )
-    exact = torch.as_tensor(null, device=condition.device)
+    exact = _null_tensor(path, condition, null, numbers)
     value = exact.to(condition.dtype)
     of_classes = exact.is_floating_point() and not condition.is_floating_point()
     if of_classes and not torch.equal(value.to(exact.dtype), exact):
         raise ValueError(
-            f"the null condition {shown(path)!r} is {described(null)}, and the condition is of {condition.dtype}"
+            f"the null condition {shown(path)!r} is {described(bare(null))}, and the condition is of {condition.dtype}"
         )
     try:
         return value.expand_as(condition)
@@ -237,6 +317,22 @@ def _null_row(path: Path, condition: object, null: object, batch: int) -> Tensor
             f"the null condition {shown(path)!r} of shape {tuple(value.shape)} does not expand to the condition's "
             f"{tuple(condition.shape)}"
         ) from None
+
+
+def _null_tensor(path: Path, condition: Tensor, null: object, numbers: Numbers | None) -> Tensor:
+    """The null condition as a tensor that goes with the condition (b, *) of the samples of some numbers."""
+    name = f"the null condition {shown(path)!r}"
+    if isinstance(null, PerSample):
+        assert isinstance(null.value, Tensor)
+        rows = rows_for(name, null.value, numbers, len(condition))
+        ones = [1] * (condition.ndim - rows.ndim)
+        return rows.reshape(*rows.shape, *ones).to(condition.device)
+
+    # In the dimensions of the condition nothing but the samples can have more than one row.
+    tensor = torch.as_tensor(bare(null), device=condition.device)
+    if numbers is None or isinstance(null, Shared) or tensor.ndim != condition.ndim or len(tensor) == 1:
+        return tensor
+    return rows_for(name, tensor, numbers, len(condition))
 
 
 def named_in(null: object, path: Path = ()) -> frozenset[Path]:

@@ -45,13 +45,27 @@ from sgm_sde._utils.checks import (
 from sgm_sde._utils.elsewhere import OF_GUIDANCE
 from sgm_sde._utils.inputs import network_inputs
 from sgm_sde._utils.shapes import expand, in_range
-from sgm_sde._utils.tree import Arguments, Conditions, Path, each_leaf, shown
+from sgm_sde._utils.tree import Arguments, Conditions, Path, each_leaf, map_leaves, shown
 from sgm_sde.engine.times import ROUNDING
 from sgm_sde.grids import Grid
 from sgm_sde.processes.base import has_scalar_marginal, in_words_of_both
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.calls import tell_call
-from sgm_sde.scores.conditions import PerSample, bare, map_rows, named_in, nullified, resolve
+from sgm_sde.scores.conditions import (
+    LEAVES,
+    ROWS,
+    Numbers,
+    PerSample,
+    Shared,
+    bare,
+    has_rows_of_samples,
+    map_rows,
+    named_in,
+    nullified,
+    resolve,
+    rows_for,
+    with_marks_inside,
+)
 from sgm_sde.scores.score import Network, Score, require_score
 from sgm_sde.scores.time_labels import TimeLabel, noise_level, require_label
 
@@ -133,7 +147,8 @@ class GuidedScore(Score):
     @property
     def conditions(self) -> frozenset[Path]:
         """Arguments known to have one row per sample: those that any part knows."""
-        return frozenset().union(*(part.conditions for part in self.parts))
+        own = frozenset({(ROWS,)} if isinstance(self.scale, PerSample) else ())
+        return own.union(*(part.conditions for part in self.parts))
 
     def cast_to(self, dtype: torch.dtype) -> Score:
         """The same with x cast to `dtype` for each network's call."""
@@ -149,16 +164,23 @@ class GuidedScore(Score):
         other.net = parts[0].net
         return other
 
-    def _scale_at(self, t: Tensor) -> float | Tensor:
-        """The scale at t (B,): one number, or one per sample (B,)."""
+    def _scale_at(self, t: Tensor, numbers: Numbers | None) -> float | Tensor:
+        """The scale at t (B,) of the samples of some numbers, None for all: one number, or one per sample (B,)."""
         given = self.scale
         if not callable(given) and self.interval is None:
-            return _given_scale(given, t)
+            return _given_scale(given, t, numbers)
 
         assert has_scalar_marginal(self.sde)
         level = noise_level(self.sde)(t)
-        scale = _of_level(given, level) if callable(given) else _given_scale(given, t)
+        scale = _of_level(given, level) if callable(given) else _given_scale(given, t, numbers)
         return scale if self.interval is None else self._within(self.interval, scale, level)
+
+    def _anyone(self, t: Tensor) -> Numbers | None:
+        """Numbers for t (B,) where it does not matter which samples these are: all have a scale, or none."""
+        if not isinstance(self.scale, PerSample):
+            return None
+        assert isinstance(self.scale.value, Tensor)
+        return Numbers(torch.zeros(len(t), dtype=torch.int64, device="cpu"), len(self.scale.value))
 
     def _within(self, interval: Interval, scale: float | Tensor, level: Tensor) -> float | Tensor:
         """The scale at noise levels (B,) inside of the interval, the neutral one outside."""
@@ -208,18 +230,13 @@ def _require_named(negative: object) -> None:
         raise TypeError(f"negative must map names of arguments to values, got {described(negative)}")
 
 
-def _given_scale(scale: float | PerSample, t: Tensor) -> float | Tensor:
-    """A scale that does not depend on the noise level, at t (B,)."""
+def _given_scale(scale: float | PerSample, t: Tensor, numbers: Numbers | None) -> float | Tensor:
+    """A scale that does not depend on the noise level, at t (B,) of the samples of some numbers."""
     if not isinstance(scale, PerSample):
         return float(scale)
 
     assert isinstance(scale.value, Tensor)
-    if len(scale.value) != len(t):
-        raise ValueError(
-            f"the scale has {len(scale.value)} values, one per sample, and the score was asked about {len(t)}: "
-            f"samples that leave a batch, and guidance around guidance, take a number or a function"
-        )
-    return scale.value.to(t)
+    return rows_for("the scale", scale.value, numbers, len(t)).to(t)
 
 
 def _require_interval(interval: Interval, score: Score) -> None:
@@ -265,15 +282,15 @@ class Extrapolation(GuidedScore):
             return self.parts[-1].is_density
         return self.scale == 1 and self.parts[0].is_density
 
-    def _wanted(self, t: Tensor) -> tuple[float | Tensor, bool, bool]:
+    def _wanted(self, t: Tensor, numbers: Numbers | None) -> tuple[float | Tensor, bool, bool]:
         """The scale at t (B,), and whether it takes the main and the reference prediction."""
-        w = self._scale_at(t)
+        w = self._scale_at(t, numbers)
         mixed = isinstance(w, Tensor)
         return w, bool(mixed or w != 0), bool(mixed or w != 1)
 
     def network_evals(self, t: Tensor) -> int:
         """Samples that the networks see in a call at t (B,)."""
-        _, main, reference = self._wanted(t)
+        _, main, reference = self._wanted(t, self._anyone(t))
         return main * self.parts[0].network_evals(t) + reference * self.parts[-1].network_evals(t)
 
     @abstractmethod
@@ -282,7 +299,7 @@ class Extrapolation(GuidedScore):
 
     def output(self, x: Tensor, t: Tensor, /, **kwargs: object) -> Tensor:
         """The guided prediction at x (B, *) and t (B,)."""
-        w, *asked = self._wanted(t)
+        w, *asked = self._wanted(t, Numbers.of(kwargs))
         wanted = self._predictions(x, t, kwargs, *asked)
         if len(wanted) == 1:
             return wanted[0]
@@ -292,7 +309,7 @@ class Extrapolation(GuidedScore):
     def both(self, x: Tensor, t: Tensor, kwargs: Arguments) -> tuple[Tensor, Tensor, float | Tensor]:
         """The main and the reference prediction at x (B, *) and t (B,), and the scale there."""
         main, reference = self._predictions(x, t, kwargs, True, True)
-        return main.to(x.dtype), reference.to(x.dtype), self._scale_at(t)
+        return main.to(x.dtype), reference.to(x.dtype), self._scale_at(t, Numbers.of(kwargs))
 
 
 def _extrapolated(main: Tensor, reference: Tensor, w: float | Tensor, x: Tensor) -> Tensor:
@@ -318,9 +335,10 @@ class ClassifierFree(Extrapolation):
         score: a score whose network takes a condition.
         scale: w; 1 is plain conditional sampling and 0 unconditional, B rows each.
         null: what stands for no condition, by the name of the argument, nested or not: a number, a tensor that expands
-            to the condition's shape, or None. `{"y": net.NULL_LABEL}` if not given and the network has that attribute.
+            to the condition's shape, `PerSample(unwanted)` with one row per sample, or None. `{"y": net.NULL_LABEL}` if
+            not given and the network has that attribute.
         negative: arguments of the other branch, in the place of those of the call, instead of `null`: tensors of B
-            rows, or of one row that all samples share; other values as they are.
+            rows, or of one row that all samples share; what is in `Shared(...)`, and other values, as they are.
         interval: noise levels sigma / alpha, above the first and up to the second, at which there is guidance; plain
             conditional sampling elsewhere. All if not given. The guided score then jumps in time, which named
             multistep solvers carry on; the default starts anew there.
@@ -359,14 +377,15 @@ class ClassifierFree(Extrapolation):
             if null is not None:
                 raise ValueError("give null= or negative=, not both")
             _require_named(negative)
-        self.negative = None if negative is None else dict(negative)
+        self.negative = None if negative is None else with_marks_inside(negative)
 
         if null is None and negative is None and score.null_label is not None:
             null = {"y": score.null_label}
         if null is not None and not isinstance(null, Mapping):
             raise TypeError(f"null must map names of conditions to what stands for none, got {described(null)}")
 
-        self._named = named_in(null or {})
+        self.null = with_marks_inside(null or {})
+        self._named = named_in(self.null)
         if not self._named and negative is None:
             raise ValueError(
                 f"{score!r} declares no null label (NULL_LABEL): give what stands for no condition, such as "
@@ -374,13 +393,13 @@ class ClassifierFree(Extrapolation):
             )
         if interval is None:
             _require_guided_once(score, self._named)
-        self.null = dict(null or {})
         self._absent = any(leaf is None for _, leaf in each_leaf(self.null))
 
     @property
     def conditions(self) -> frozenset[Path]:
         """Arguments known to have one row per sample: those of `null`, and those that the score knows."""
-        return super().conditions | self._named
+        own = frozenset({(ROWS,)} if has_rows_of_samples([self.null, self.negative]) else ())
+        return super().conditions | self._named | own
 
     def _predictions(self, x: Tensor, t: Tensor, kwargs: Arguments, main: bool, reference: bool) -> list[Tensor]:
         try:
@@ -393,27 +412,43 @@ class ClassifierFree(Extrapolation):
     def _branches(self, x: Tensor, t: Tensor, kwargs: Arguments, main: bool, reference: bool) -> list[Tensor]:
         score = self.parts[0]
         batch = len(x)
-        without = nullified(kwargs, self.null, batch) if self.negative is None else self._with_negative(kwargs, batch)
+        numbers = Numbers.of(kwargs)
+        if self.negative is None:
+            without = nullified(kwargs, self.null, batch, numbers)
+        else:
+            without = self._with_negative(kwargs, batch, numbers)
         if not (main and reference):
             return [score.output(x, t, **(kwargs if main else without))]
         if self._absent or self.negative is not None:  # no row of a batch can be None
             return [score.output(x, t, **kwargs), score.output(x, t, **without)]
 
         null = {path: leaf for path, leaf in each_leaf(bare(without)) if isinstance(leaf, Tensor)}
-        resolved = resolve(kwargs, batch, self.conditions)
-        both = map_rows(lambda path, rows: torch.cat([rows, null.get(path, rows)]), resolved)
-        return list(score.output(torch.cat([x, x]), torch.cat([t, t]), **both).chunk(2))
 
-    def _with_negative(self, kwargs: Arguments, batch: int) -> Arguments:
+        def in_both(path: Path, rows: Tensor) -> Tensor:
+            return torch.cat([rows, null.get(path, rows)])
+
+        resolved = resolve(kwargs, batch, self.conditions, called=2 * batch)
+        both = map_rows(in_both, resolved)
+        states = torch.cat([x, x])
+        times = torch.cat([t, t])
+        out = score.output(states, times, **both)
+        return list(out.chunk(2))
+
+    def _with_negative(self, kwargs: Arguments, batch: int, numbers: Numbers | None) -> Arguments:
         """The arguments with the negative ones in their place."""
         assert self.negative is not None
         missing = sorted(self.negative.keys() - kwargs.keys())
         if missing:
             raise ValueError(
                 f"negative names {missing[0]!r}, which the call does not have: pass it in model_kwargs, "
-                f"got {sorted(kwargs)}"
+                f"got {sorted(kwargs.keys() - {ROWS})}"
             )
-        return {**kwargs, **{name: _rows_of(name, value, batch) for name, value in self.negative.items()}}
+
+        def rows(path: Path, leaf: object) -> object:
+            return _negative_rows(path, leaf, batch, numbers)
+
+        negative = map_leaves(rows, self.negative, LEAVES)
+        return kwargs | negative
 
 
 def _require_guided_once(score: Score, named: frozenset[Path]) -> None:
@@ -427,14 +462,14 @@ def _require_guided_once(score: Score, named: frozenset[Path]) -> None:
         _require_guided_once(part, named)
 
 
-def _rows_of(name: str, value: object, batch: int) -> object:
-    """A negative argument for a batch: its one row for all, or B rows."""
-    value = bare(value)
-    if not isinstance(value, Tensor) or value.ndim == 0 or len(value) == batch:
-        return value
-    if len(value) == 1:
-        return value.expand(batch, *value.shape[1:])
-    raise ValueError(f"the negative {name!r} has {len(value)} rows: expected 1, or one for each of {batch} samples")
+def _negative_rows(path: Path, value: object, batch: int, numbers: Numbers | None) -> object:
+    """A negative argument for a batch: its one row for all, or those of the samples of some numbers."""
+    tensor = bare(value)
+    if isinstance(value, Shared) or not isinstance(tensor, Tensor) or tensor.ndim == 0:
+        return tensor
+    if len(tensor) == 1 and not isinstance(value, PerSample):
+        return tensor.expand(batch, *tensor.shape[1:])
+    return rows_for(f"the negative {shown(path)!r}", tensor, numbers, batch)
 
 
 class Auto(Extrapolation):
@@ -545,7 +580,7 @@ class Classifier(GuidedScore):
         given = {name: bare(_condition(name, kwargs)) for name in self.condition}
         own = kwargs if self.shared else {name: value for name, value in kwargs.items() if name not in given}
         out = self.parts[0].output(x, t, **own)
-        w = self._scale_at(t)
+        w = self._scale_at(t, Numbers.of(kwargs))
         if not isinstance(w, Tensor) and w == 0:
             return out
         change = expand(w, x) if isinstance(w, Tensor) else w
@@ -738,14 +773,14 @@ class Weakened(_Around):
         both = score.parts[0].branches + score.parts[-1].branches if isinstance(score, Extrapolation) else 0
         self.branches = max(score.branches, both) + weak.branches
 
-    def _wanted(self, t: Tensor) -> tuple[float | Tensor, bool]:
-        s = self._scale_at(t)
+    def _wanted(self, t: Tensor, numbers: Numbers | None) -> tuple[float | Tensor, bool]:
+        s = self._scale_at(t, numbers)
         return s, isinstance(s, Tensor) or s != 0
 
     def network_evals(self, t: Tensor) -> int:
         """Samples that the networks see in a call at t (B,)."""
         score, weak = self.parts
-        if not self._wanted(t)[1]:
+        if not self._wanted(t, self._anyone(t))[1]:
             return score.network_evals(t)
         if isinstance(score, Extrapolation):
             return score.parts[0].network_evals(t) + score.parts[-1].network_evals(t) + weak.network_evals(t)
@@ -754,7 +789,7 @@ class Weakened(_Around):
     def output(self, x: Tensor, t: Tensor, /, **kwargs: object) -> Tensor:
         """The guided prediction at x (B, *) and t (B,)."""
         score, weak = self.parts
-        s, wanted = self._wanted(t)
+        s, wanted = self._wanted(t, Numbers.of(kwargs))
         if not wanted:
             return score.output(x, t, **kwargs)
         if isinstance(score, Extrapolation):
@@ -861,7 +896,8 @@ def cfg_plus_plus(scale: float, sde: LinearSDE, grid: Grid | Sequence[float]) ->
 def _condition(name: str, kwargs: Conditions) -> object:
     if name not in kwargs:
         raise ValueError(
-            f"guidance asks for the condition {name!r}: pass model_kwargs={{{name!r}: ...}}, got {sorted(kwargs)}"
+            f"guidance asks for the condition {name!r}: pass model_kwargs={{{name!r}: ...}}, "
+            f"got {sorted(kwargs.keys() - {ROWS})}"
         )
     return kwargs[name]
 

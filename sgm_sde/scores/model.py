@@ -144,13 +144,13 @@ class BoundScore:
             return self.kwargs
         return map_rows(lambda _, rows: rows[index.to(rows.device)], self.resolved(batch))
 
-    def resolved(self, batch: int) -> Arguments:
-        """The arguments, each tensor marked as what it is in a batch.
+    def resolved(self, batch: int, called: int | None = None) -> Arguments:
+        """The arguments, each tensor marked as what it is in a batch of which so many are called at once, or all.
 
         Raises:
             ValueError: for a tensor of which nothing says what it is.
         """
-        return resolve(self.kwargs, batch, self.score.conditions) if batch > 1 else self.kwargs
+        return resolve(self.kwargs, batch, self.score.conditions, called) if batch > 1 else self.kwargs
 
     def takes_some(self, batch: int) -> bool:
         """True if the network can be asked about some of the samples alone.

@@ -324,6 +324,43 @@ def test_states_given_and_conditions_go_with_their_samples() -> None:
                   execution=sg.Execution(batch_size=2))  # fmt: skip
 
 
+BY_LABEL = sg.from_denoiser(lambda x, t, y: 0.5 * x + y[:, None], VP)
+OF_A_PART = "of shape \\(4,\\) has as many rows as the network gets in one call, 4, and there are 8 samples"
+
+
+@pytest.mark.parametrize("solver", ["ddim", "bosh3"])
+@pytest.mark.parametrize("named", [False, True])
+def test_labels_as_many_as_a_part_has_samples_are_refused(solver: str, named: bool) -> None:
+    """They would be taken for each part anew; those in `Shared` are."""
+    score = BY_LABEL
+    if named:
+        score = sg.guidance.ClassifierFree(score, 2.0, null={"y": 0.0})
+    options: dict[str, Any] = {"solver": solver, "seed": 0, "execution": sg.Execution(batch_size=4)}
+    with pytest.raises(ValueError, match=OF_A_PART):
+        sg.sample(score, VP, (8, 2), model_kwargs={"y": torch.ones(4)}, **options)
+
+
+def test_shared_labels_as_many_as_a_part_has_samples() -> None:
+    y = torch.linspace(0.0, 0.5, 4)
+    options: dict[str, Any] = {"solver": "ddim", "steps": 4, "seed": 0}
+    parts = sg.sample(
+        BY_LABEL, VP, (8, 2), model_kwargs={"y": sg.Shared(y)}, execution=sg.Execution(batch_size=4), **options
+    )
+    whole = sg.sample(BY_LABEL, VP, (8, 2), model_kwargs={"y": sg.PerSample(y.repeat(2))}, **options)
+    assert torch.equal(parts.x, whole.x)
+
+
+def test_a_single_row_is_the_same_for_all_in_parts_of_one() -> None:
+    options: dict[str, Any] = {"solver": "ddim", "steps": 4, "seed": 0, "model_kwargs": {"y": torch.ones(1)}}
+    parts = sg.sample(BY_LABEL, VP, (3, 2), execution=sg.Execution(batch_size=1), **options)
+    assert torch.equal(parts.x, sg.sample(BY_LABEL, VP, (3, 2), **options).x)
+
+
+def test_densities_in_parts_refuse_labels_as_many_as_a_part_has_samples() -> None:
+    with pytest.raises(ValueError, match=OF_A_PART):
+        sg.log_prob(BY_LABEL, VP, torch.zeros(8, 2), batch_size=4, model_kwargs={"y": torch.ones(4)})
+
+
 @pytest.mark.parametrize("solver", ["bosh3", sg.schemes.GGF(rtol=0.2)], ids=case_id)
 def test_solvers_that_find_their_own_steps_in_parts(solver: Any) -> None:
     """Every sample has its own steps, whatever the parts; the record of them is of all samples."""

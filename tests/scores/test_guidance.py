@@ -14,6 +14,7 @@ from torch import Tensor
 import sgm_sde as sg
 from sgm_sde.likelihood import FixedGrid
 from sgm_sde.nn import load_digits_classifier, load_digits_denoiser
+from sgm_sde.scores.conditions import AmbiguousArgument
 from sgm_sde.scores.guidance import (
     APG,
     Auto,
@@ -590,7 +591,7 @@ def test_a_scale_for_each_sample_and_of_the_noise_level() -> None:
 
 
 def test_misuse_of_scales() -> None:
-    with pytest.raises(ValueError, match="the scale has 2 values, one per sample, and the score was asked about 3"):
+    with pytest.raises(ValueError, match="the scale has 2 rows: expected one for each of 3 samples"):
         guided(sg.PerSample(torch.ones(2))).output(X, T, **KW)
     with pytest.raises(ValueError, match=r"scale\(level\) must return \(3,\) numbers, got shape \(2,\)"):
         guided(lambda level: level[:2]).output(X, T, **KW)
@@ -693,6 +694,92 @@ def test_a_weakened_branch() -> None:
     close(near.output(X, T, **KW), cfg + only * (EPS_C - EPS_W))
 
 
+OF_DATA = sg.from_denoiser(lambda x, t, y: 0.5 * (x + shaped(y)).tanh(), SDE)
+
+
+MARKED = sg.PerSample(torch.linspace(-1.0, 1.0, 7, dtype=F64))
+
+
+@pytest.mark.parametrize("solver", ["ddim", "heun", "dopri5", "ggf"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"null": {"y": MARKED}},
+        {"null": {"y": MARKED.value}},
+        {"null": None, "negative": {"y": MARKED}},
+        {"null": None, "negative": {"y": MARKED.value}},
+        {"scale": MARKED},
+        {"scale": MARKED, "interval": (0.1, 2.0)},
+    ],
+    ids=["marked null", "null", "marked negative", "negative", "scale", "scale in an interval"],
+)
+def test_what_guidance_keeps_of_each_sample_goes_with_it_in_parts(options: dict[str, Any], solver: str) -> None:
+    """Bit for bit, and of samples that leave their batch."""
+    score = ClassifierFree(OF_DATA, **({"scale": 3.0, "null": {"y": 0.0}} | options))
+    kwargs = {"y": sg.PerSample(torch.linspace(0.0, 2.0, 7, dtype=F64))}
+
+    def run(batch_size: int | None) -> Tensor:
+        execution = sg.Execution(batch_size=batch_size, dtype=F64)
+        nfe = {"nfe": 12} if solver in ("ddim", "heun") else {}
+        return sg.sample(
+            score, SDE, (7, 2, 2), solver=solver, seed=3, model_kwargs=kwargs, execution=execution, **nfe
+        ).x
+
+    whole = run(None)
+    assert torch.equal(run(2), whole)
+    assert torch.equal(run(5), whole)
+
+
+@pytest.mark.parametrize(
+    "options", [{"null": {"y": MARKED}}, {"null": None, "negative": {"y": MARKED}}], ids=["null", "negative"]
+)
+def test_a_marked_null_condition_is_that_of_each_sample(options: dict[str, Any]) -> None:
+    x = torch.ones(7, 2, 2, dtype=F64)
+    t = torch.full((7,), 0.5, dtype=F64)
+    y = torch.arange(7, dtype=F64)
+    with_c, without = (SCORE.output(x, t, y=value) for value in (y, MARKED.value))
+    close(guided(3.0, **options).output(x, t, y=y), without + 3.0 * (with_c - without))
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize(
+    "options, name",
+    [
+        ({"null": {"y": MARKED}}, "the null condition 'y'"),
+        ({"null": None, "negative": {"y": MARKED}}, "the negative 'y'"),
+        ({"null": None, "negative": {"y": MARKED.value}}, "the negative 'y'"),
+        ({"scale": MARKED}, "the scale"),
+    ],
+    ids=case_id,
+)
+def test_rows_of_other_samples_are_refused(options: dict[str, Any], name: str, batch_size: int | None) -> None:
+    """In parts, too, whose numbers of samples may be those of the rows."""
+    score = guided(**({"scale": 3.0} | options))
+    run = {"nfe": 4, "seed": 0, "model_kwargs": {"y": sg.PerSample(torch.zeros(8, dtype=F64))}}
+    with pytest.raises(ValueError, match=f"{name} has 7 rows: expected one for each of 8 samples"):
+        sg.sample(score, SDE, (8, 2, 2), execution=sg.Execution(batch_size=batch_size), **run)
+
+
+def test_an_argument_of_the_size_of_both_branches_is_ambiguous() -> None:
+    """As those are that come with both conditions, of which the order would not be known."""
+
+    def net(x: Tensor, t: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        return x + shaped(y * weight)
+
+    score = ClassifierFree(sg.from_noise(net, SDE), 3.0, null={"y": 0.0})
+    with pytest.raises(AmbiguousArgument, match="as many rows as the network gets in one call, 6, and there are 3"):
+        score.output(X, T, y=Y, weight=torch.ones(6))
+
+
+def test_a_negative_argument_that_is_shared_has_any_length() -> None:
+    def net(x: Tensor, t: Tensor, table: Tensor) -> Tensor:
+        return x + table.sum()
+
+    tables = torch.ones(4, dtype=F64), torch.ones(2, dtype=F64)
+    score = ClassifierFree(sg.from_noise(net, SDE), 3.0, negative={"table": sg.Shared(tables[1])})
+    close(score.output(X, T, table=tables[0]), X + 2 + 3.0 * 2)
+
+
 def test_a_negative_condition_of_another_length() -> None:
     """Two calls, with the arguments of each branch."""
     seen: list[tuple[int, ...]] = []
@@ -711,7 +798,7 @@ def test_a_negative_condition_of_another_length() -> None:
         c, u = (X + v.expand(3, -1).sum(1)[:, None, None] for v in (tokens, negative))
         close(out, u + 3.0 * (c - u))
         assert seen == [(3, 5), (3, 2)]
-    with pytest.raises(ValueError, match=r"the negative 'tokens' has 2 rows: expected 1, or one for each of 3 samples"):
+    with pytest.raises(ValueError, match=r"the negative 'tokens' has 2 rows: expected one for each of 3 samples"):
         ClassifierFree(sg.from_noise(attention, SDE), 3.0, negative={"tokens": torch.ones(2, 2)}).output(
             X, T, tokens=tokens, mask=tokens
         )
