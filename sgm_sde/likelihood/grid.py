@@ -98,7 +98,13 @@ class Stretched(GridRule):
         """
         first, last = (float(sde.log_snr(t)) / 2 for t in (start, end))
         if not (math.isfinite(first) and math.isfinite(last)):
-            raise ValueError(f"log-SNR is {2 * first} at t={start} and {2 * last} at t={end}: both must be finite")
+            raise ValueError(
+                f"log-SNR is {2 * first} at t={start} "
+                f"and {2 * last} at t={end}: both must be finite; "
+                f"take a process that has noise and signal at both ends, "
+                f"such as RectifiedFlowSDE(T=0.999), its default, "
+                f"and eps > 0"
+            )
 
         noise = math.log(PURE_NOISE) - math.log(self.data_std)
         bent = first < noise < last

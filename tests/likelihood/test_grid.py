@@ -338,3 +338,11 @@ def test_going_on_is_a_sample_s_own_matter() -> None:
     (grad,) = torch.autograd.grad(res.value.sum(), y)
     expected = score(y.detach(), torch.tensor(sde.likelihood_eps, dtype=F64))
     torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_flow_to_pure_noise_says_which_process_to_take() -> None:
+    """At T = 1 of rectified flow no signal is left, and log-SNR is not finite."""
+    sde = sg.RectifiedFlowSDE(T=1.0)
+    score = sg.oracles.Gaussian(torch.zeros(1), 1.0).score(sde)
+    with pytest.raises(ValueError, match=r"log-SNR is -inf at t=1.0 .*take a process .*RectifiedFlowSDE\(T=0.999\)"):
+        sg.log_prob(score, sde, torch.zeros(2, 1))
