@@ -421,7 +421,7 @@ def _linear_setting(
     if _beyond_levels(sde, times) is not None:
         return across(Setting("rectified2"), jumps)
     if data_std is None:
-        data_std = _scale_of_data(sde)
+        data_std = scale_of_data(sde)
     if coupled:
         few, more = straight_settings(data_std)
         return across(few if budget < OF_THREE else more, jumps)
@@ -465,8 +465,14 @@ def _by_budget(budget: int, data_std: float, guided: bool, jumps: tuple[float, .
 
 
 @cached(maxsize=64)
-def _scale_of_data(sde: SDE) -> float:
-    """The scale of data nearest to 1 that the noise levels of a linear process are made for, to one digit."""
+def scale_of_data(sde: SDE) -> float:
+    """The scale of data nearest to 1 that the noise levels of a linear process are made for, to one digit.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> scale_of_data(sg.EDMSDE()), scale_of_data(sg.EDMSDE(10.0, 400_000.0))
+        (1.0, 200.0)
+    """
     start, end = sde.nodes((sde.T, sde.eps))
     least = max(ABOVE_END * end.noise_level, sde.prior_std / PRIOR_OVER_DATA)
     most = min(start.noise_level / BELOW_START, WIDEST)

@@ -82,6 +82,12 @@ class Job:
         return f"the default solver ({self.solver.name})" if self.given is None else called(self.solver, self.given)
 
     @property
+    def is_default(self) -> bool:
+        """True if nobody has named a solver, a place on the way or an end, on a process with noise levels."""
+        chosen = self.given is None and self.ends_by_rule and self.position is None
+        return chosen and has_scalar_marginal(self.sde) and self.grid.times[0] > self.sde.T / 2
+
+    @property
     def size(self) -> int:
         """Number of samples."""
         return len(self.seeds)

@@ -44,6 +44,7 @@ from sgm_sde.sampling.parts import WatchInBlocks
 from sgm_sde.sampling.planning import DEFAULT_NFE, StepArguments, final_update, plan, require_flow, require_unused
 from sgm_sde.sampling.resolution import UnresolvedWarning, words_if_unresolved
 from sgm_sde.sampling.results import SampleResult
+from sgm_sde.sampling.scale import ScaleWarning, words_if_wide
 from sgm_sde.sampling.start import PriorWarning, words_if_off_prior
 from sgm_sde.sampling.statuses import plausibility
 from sgm_sde.sampling.tokens import sample_tokens
@@ -181,6 +182,7 @@ def sample(
         UnfinishedWarning: if an adaptive solver ran out of steps or calls.
         BatchCoupledWarning: if a backend takes one step size for a batch.
         UnresolvedWarning: if samples vary by less than half the noise at the last network call.
+        ScaleWarning: if samples of the default vary by more than it takes data for, with few calls.
         PriorWarning: if data of their place and scale are more than noise at T, where the run starts from noise alone.
         LangevinNormWarning: if Langevin's step comes from norms of few numbers.
 
@@ -243,6 +245,13 @@ def sample(
             result, category = run_on_grid(job, model, recorded, execution)
     if result.status.ok and (level := job.last_level) and (words := words_if_unresolved(result.x, level, sde)):
         warn(words, UnresolvedWarning)
+
+    plain = not (score.guided or score.coupled or score.jumps)  # as it was measured
+    if plain and job.is_default and result.status.ok:
+        words = words_if_wide(result.x, result.nfe, sde)
+        if words:
+            warn(words, ScaleWarning)
+
     return _warned(result, category, sde, job.from_prior)
 
 

@@ -196,9 +196,10 @@ def resolve(kwargs: Conditions, batch: int, named: Collection[Path] = (), called
         name = shown(path)
         if len(leaf) == called and called not in (1, batch):
             raise AmbiguousArgument(
-                f"the argument {name!r} of shape {tuple(leaf.shape)} has as many rows as the network gets in one call, "
-                f"{called}, and there are {batch} samples: pass sg.PerSample({name}) of {batch} rows, one for each "
-                f"sample, or sg.Shared({name}) for the same to all"
+                f"the argument {name!r} of shape {tuple(leaf.shape)} "
+                f"has as many rows as the network gets in one call, {called}, and there are {batch} samples: "
+                f"pass sg.PerSample({name}) of {batch} rows, one for each sample, "
+                f"or sg.Shared({name}) for the same to all"
             )
         if len(leaf) != batch:
             return Shared(leaf)
