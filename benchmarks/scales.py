@@ -8,6 +8,7 @@ other noises finds; the last row is EDM with its noise levels in the data's own 
 of unlike scale, two modes each, number by number. Third: of three modes of unit scale around a mean, the default, the
 same about 0, and `dpm++2m`. Fourth: the largest distance of 128 samples to the nearest of four
 modes in eight dimensions, a thousandth of their distance wide, for the default, the same in log-SNR, and `dpm++2m`.
+Fifth: modes of large scales, where `ScaleWarning` speaks ("told").
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 import sgm_sde as sg
 from sgm_sde.sampling.diagnosis import ImplausibleWarning
 from sgm_sde.sampling.resolution import UnresolvedWarning
+from sgm_sde.sampling.scale import ScaleWarning
 
 F64 = torch.float64
 PROCESSES: dict[str, sg.LinearSDE] = {"VP": sg.VPSDE(), "EDM": sg.EDMSDE(), "flow": sg.RectifiedFlowSDE()}
@@ -32,6 +34,8 @@ MEANS = (0.0, 5.0, 20.0)
 FEW = (5, 8, 12, 20)
 
 
+WIDE = (3.0, 10.0, 30.0, 84.0, 300.0)
+WIDE_BUDGETS = (5, 8, 12, 20, 35, 50)
 RAW = 5000.0  # units of data that EDM's levels are multiplied by
 UNLIKE = torch.tensor([8.0, 0.03], dtype=F64)
 
@@ -111,9 +115,27 @@ def narrow(sde: sg.LinearSDE) -> list[list[str]]:
     return rows
 
 
+def wide(sde: sg.LinearSDE, scale: float) -> list[str]:
+    """Errors of the default and of the one for the scale, and whether the samples tell so."""
+    oracle = sg.oracles.GaussianMixture(scale * torch.tensor([[-1.0], [0.3], [1.2]], dtype=F64), 0.2 * scale)
+    score, x = oracle.score(sde), sde.prior_sample((256, 1), seed=0, dtype=F64)
+    exact = tight(score, sde, x, scale)
+    cells = []
+    for nfe in WIDE_BUDGETS:
+        errors = []
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", ScaleWarning)
+            for setting in (None, sg.defaults.default_setting(sde, nfe, data_std=scale)):
+                off = sg.sample(score, sde, x_T=x, nfe=nfe, solver=setting).x - exact
+                errors.append(float(off.square().mean().sqrt() / exact.std()))
+        said = any(issubclass(warning.category, ScaleWarning) for warning in told)
+        cells.append(f"{errors[0]:.4f}, {errors[1]:.4f}{', told' if said else ''}")
+    return cells
+
+
 def main() -> int:
     """Print the tables."""
-    for category in (ImplausibleWarning, UnresolvedWarning):
+    for category in (ImplausibleWarning, ScaleWarning, UnresolvedWarning):
         warnings.simplefilter("ignore", category)
     heads = [f"{nfe} calls, {which}" for nfe in BUDGETS for which in ("default", "for the scale", "pilot")]
     lines = [f"| process | scale | {' | '.join(heads)} |", "|---|--:|" + "--:|" * len(heads)]
@@ -137,6 +159,13 @@ def main() -> int:
     ]
     for name, sde in PROCESSES.items():
         lines += [f"| {name} | {' | '.join(row)} |" for row in narrow(sde)]
+    lines += [
+        "",
+        f"| process | large scale | {' | '.join(f'{nfe} calls' for nfe in WIDE_BUDGETS)} |",
+        "|---|--:|" + "--:|" * len(WIDE_BUDGETS),
+    ]
+    for name, sde in {**PROCESSES, "DDPM's table": sg.presets.ddpm()}.items():
+        lines += [f"| {name} | {scale:g} | {' | '.join(wide(sde, scale))} |" for scale in WIDE]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

@@ -5,7 +5,7 @@ steps are where the modes part, and with N network calls it errs several times w
 
 $$ N \le 10\,\log_2\frac{S}{6 S_0}, $$
 
-as measured by `python -m benchmarks.scales` on VP, DDPM's table, EDM and rectified flow. S is the standard deviation
+as `python -m benchmarks.scales` measures on VP, DDPM's table, EDM and rectified flow. S is the standard deviation
 of all numbers of the samples together, each around its mean.
 """
 

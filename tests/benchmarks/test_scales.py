@@ -16,6 +16,8 @@ def test_the_tables_are_made(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setattr(scales, "MORE", (16,))
     monkeypatch.setattr(scales, "MEANS", (20.0,))
     monkeypatch.setattr(scales, "FEW", (8,))
+    monkeypatch.setattr(scales, "WIDE", (3.0, 84.0))
+    monkeypatch.setattr(scales, "WIDE_BUDGETS", (8,))
     assert scales.main() == 0
 
     lines = capsys.readouterr().out.splitlines()
@@ -33,4 +35,9 @@ def test_the_tables_are_made(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     (far,) = ([float(cell) for cell in row[2:]] for row in cells if row[:2] == ["VP", "20"])
     assert far[0] < far[1] / 3
     assert max(found) < 0.2 < default[1]
-    assert [line.split(" | ")[1] for line in lines[-3:]] == ["default", "in log-SNR", "dpm++2m"]
+    assert [row[1] for row in cells if row[0] == "VP" and row[1][0].isalpha()] == ["default", "in log-SNR", "dpm++2m"]
+    assert ["told" in row[2] for row in cells if row[:2] in (["VP", "3"], ["VP", "84"])] == [False, True]
+    assert ["told" in row[2] for row in cells if row[:2] in (["DDPM's table", "3"], ["DDPM's table", "84"])] == [
+        False,
+        True,
+    ]
