@@ -701,7 +701,7 @@ def _standstill(sde: SDE) -> float:
     last = min(float(sde.log_snr(sde.eps)), 0.0)
     if first >= last:
         return -math.inf
-    levels = torch.linspace(first, last, LEVELS, dtype=torch.float64, device="cpu")
+    levels = torch.linspace(first, last, LEVELS, dtype=torch.float64, device="cpu")[1:-1]  # T's own may round beyond
     speed = sde.time(levels).diff().abs() / (levels[1] - levels[0])
     moving = (speed >= STANDING * sde.T).nonzero()
     return float(levels[moving[0]]) if len(moving) and moving[0] > 0 else -math.inf

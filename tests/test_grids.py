@@ -288,8 +288,8 @@ def test_windows_end_at_rounded_levels() -> None:
     sde = sg.EDMSDE(0.0292, 14.6146)
     score = sg.oracles.Gaussian(torch.zeros(1), 1.0).score(sde)
     guided = sg.guidance.ClassifierFree(score, 2.0, null={"y": 0.0}, interval=(1.0, 14.6146))
-    assert guided._scale_at(torch.tensor([14.6146])) == 2.0
-    assert guided._scale_at(torch.tensor([1.0])) == 1.0
+    assert guided._scale_at(torch.tensor([14.6146]), None) == 2.0
+    assert guided._scale_at(torch.tensor([1.0]), None) == 1.0
     grid = sg.Grid([14.6146, float(torch.tensor(0.7)), 0.0292])
     churned = sg.Heun(s_churn=0.5, s_tmin=0.0, s_tmax=0.7).compile(sde, grid)
     assert sum(bool(stage.noises) for stage in churned.stages) >= 1

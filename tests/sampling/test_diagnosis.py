@@ -171,6 +171,7 @@ def test_a_flow_in_the_wrong_direction_is_named(solver: str | None) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.start.PriorWarning")  # which the noise at T does not hide
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.scale.ScaleWarning")  # of the batch, and of no sample
 @pytest.mark.parametrize("scale", [30.0, 300.0, 3000.0])
 @pytest.mark.parametrize("solver", [None, "ipndm3", "euler"])
 def test_a_flow_of_large_data_is_not_named(scale: float, solver: str | None) -> None:

@@ -127,6 +127,7 @@ def test_candidates_for_the_scale_of_the_data(scale: float) -> None:
     assert found.errors[0][1] < 0.5 * of_unit_scale.errors[0][1]
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.scale.ScaleWarning")  # whose calls are enough, but could do more
 def test_processes_of_wide_data_are_run_from_their_start() -> None:
     """Noise far above that of unit data is no end of a grid where the process has it for wider data."""
     c = 5000.0
