@@ -119,6 +119,7 @@ def run(folder: Path, *command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_new_solver_is_two_files(copy: Path) -> None:
     """It is listed by its name, and after the commands of `make tables` all tests that watch solvers accept it."""
     listed, _, _ = run(copy, "-c", TABLES).partition("\nTables")

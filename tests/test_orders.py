@@ -74,7 +74,10 @@ def test_order_about_a_data_estimate(process: str, corrected: bool) -> None:
     assert measured.order > solver.order - 0.15, measured
 
 
-@pytest.mark.parametrize(("process", "rule"), [("vp", "log-snr"), ("edm", "warped"), ("flow", "rough")])
+@pytest.mark.parametrize(
+    ("process", "rule"),
+    [("vp", "log-snr"), pytest.param("edm", "warped", marks=pytest.mark.slow), ("flow", "rough")],
+)
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_order_on_a_mixture(name: str, process: str, rule: str) -> None:
     """Error against a tight reference by another code, in other coordinates."""
@@ -101,7 +104,9 @@ def assert_weak_order(name: str, measured: OrderMeasurement) -> None:
     assert measured.order > weak_order - 0.15 - 2 * measured.order_stderr, measured
 
 
-@pytest.mark.parametrize(("process", "rule"), [("vp", "log-snr"), ("flow", "rough")])
+@pytest.mark.parametrize(
+    ("process", "rule"), [("vp", "log-snr"), pytest.param("flow", "rough", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", WEAK)
 def test_weak_order_on_a_mixture(name: str, process: str, rule: str) -> None:
     """Expectations of moments and waves where the score is not linear."""

@@ -8,6 +8,7 @@ import sgm_sde as sg
 from benchmarks import scales
 
 
+@pytest.mark.slow
 def test_the_tables_are_made(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Two scales, one process, one budget for each table; for unit scale both settings are one."""
     monkeypatch.setattr(scales, "PROCESSES", {"VP": sg.VPSDE()})

@@ -576,6 +576,7 @@ def test_the_error_is_that_of_samples(calibrated: sg.calibration.Calibrations) -
         assert f"at {nfe} calls" in str(found) and found.network_evals > 0
 
 
+@pytest.mark.slow
 def test_of_many_noises_some_are_fitted_to_and_the_others_screened(monkeypatch: pytest.MonkeyPatch) -> None:
     """In few dimensions; the remark says so, and the fit is that of so many noises."""
     sde = sg.VPSDE()
@@ -895,6 +896,7 @@ class Ended(Exception):
     """What ends a call in the middle."""
 
 
+@pytest.mark.slow
 def test_a_fit_ended_in_the_middle_goes_on_with_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sde = sg.VPSDE()
     calls, ends = 0, False
@@ -1035,6 +1037,7 @@ def test_a_wrong_option_is_named_before_the_fit(
     assert shown in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_goes_on_from_its_parts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

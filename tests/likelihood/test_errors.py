@@ -107,7 +107,7 @@ def test_what_is_smooth_has_no_kinks(frequency: float) -> None:
     assert kinks_of(values) < 0.2 * float(error)
 
 
-@pytest.mark.parametrize("number", [37, 62])
+@pytest.mark.parametrize("number", [pytest.param(37, marks=pytest.mark.slow), 62])
 def test_kinks_of_a_network_are_seen_on_the_first_grid(number: int) -> None:
     """Those of random directions of x and time, and of triangular waves: points stopped there, a fifth of them off by
     more than they stated."""

@@ -74,9 +74,8 @@ def prior(z: Tensor) -> Tensor:
     return MIXTURE.log_prob(z, VP, VP.T)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "atol"), [(torch.bfloat16, 1e-4), pytest.param(torch.float16, 1e-6, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.bfloat16, 1e-4), (torch.float16, 1e-6)])
 def test_an_output_in_half_precision(dtype: torch.dtype, atol: float) -> None:
     """Shorter steps only meet more of its rounding: samples come back after some hundred calls with the grid's value
     and an error that holds, and the warning says why."""

@@ -700,7 +700,7 @@ OF_DATA = sg.from_denoiser(lambda x, t, y: 0.5 * (x + shaped(y)).tanh(), SDE)
 MARKED = sg.PerSample(torch.linspace(-1.0, 1.0, 7, dtype=F64))
 
 
-@pytest.mark.parametrize("solver", ["ddim", "heun", "dopri5", "ggf"])
+@pytest.mark.parametrize("solver", ["ddim", "heun", "dopri5", pytest.param("ggf", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "options",
     [
