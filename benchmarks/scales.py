@@ -6,9 +6,10 @@ First table: error over the standard deviation of the data against the probabili
 256 noises; the default, `defaults.default_setting(..., data_std=)` for the scale at hand, and what a `pilot` of 128
 other noises finds; the last row is EDM with its noise levels in the data's own units. Second: the same of two numbers
 of unlike scale, two modes each, number by number. Third: of three modes of unit scale around a mean, the default, the
-same about 0, and `dpm++2m`. Fourth: the largest distance of 128 samples to the nearest of four
-modes in eight dimensions, a thousandth of their distance wide, for the default, the same in log-SNR, and `dpm++2m`.
-Fifth: modes of large scales, where `ScaleWarning` speaks ("told").
+same about 0, with steps near pure noise as long as others, and `dpm++2m`. Fourth: the largest distance of 128 samples
+to the nearest of four modes in eight dimensions, a thousandth of their distance wide, for the default, the same in log-
+SNR, and `dpm++2m`. Fifth: data of large scales, where `ScaleWarning` speaks ("told"): three modes, which chose it, and
+data that did not, five modes in eight dimensions and a Gaussian in four.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def unlike() -> list[list[str]]:
 
 
 def moved(sde: sg.LinearSDE, mean: float) -> list[str]:
-    """Errors on three modes around a mean: of the default, of the same about 0, of DPM-Solver++(2M), by budget."""
+    """Errors on three modes around a mean: the default, about 0, with even steps near noise, DPM-Solver++(2M)."""
     score = sg.oracles.GaussianMixture(mean + torch.tensor([[-1.0], [0.3], [1.2]], dtype=F64), 0.2).score(sde)
     x = sde.prior_sample((256, 1), seed=0, dtype=F64)
     exact = tight(score, sde, x, 1.0)
@@ -91,7 +92,8 @@ def moved(sde: sg.LinearSDE, mean: float) -> list[str]:
     for nfe in FEW:
         default = sg.defaults.default_setting(sde, nfe)
         about_zero = sg.Setting(replace(default.solver, centred_below=None), default.grid)
-        for setting in (default, about_zero, "dpm++2m"):
+        even_deep = sg.Setting(default.solver, replace(default.grid, even_deep=1.0))
+        for setting in (default, about_zero, even_deep, "dpm++2m"):
             off = sg.sample(score, sde, x_T=x, nfe=nfe, solver=setting).x - exact
             cells.append(f"{float(off.square().mean().sqrt() / exact.std()):.3f}")
     return cells
@@ -115,10 +117,21 @@ def narrow(sde: sg.LinearSDE) -> list[list[str]]:
     return rows
 
 
-def wide(sde: sg.LinearSDE, scale: float) -> list[str]:
+def wide_data(scale: float) -> dict[str, tuple[sg.oracles.GaussianMixture, int]]:
+    """Data of a large scale, and their dimensions."""
+    five = torch.randn(5, 8, generator=torch.Generator().manual_seed(5), dtype=F64)
+    three = torch.tensor([[-1.0], [0.3], [1.2]], dtype=F64)
+    return {
+        "three modes": (sg.oracles.GaussianMixture(scale * three, 0.2 * scale), 1),
+        "five modes": (sg.oracles.GaussianMixture(scale * five, 0.3 * scale), 8),
+        "Gaussian": (sg.oracles.GaussianMixture(torch.zeros(1, 4, dtype=F64), scale), 4),
+    }
+
+
+def wide(sde: sg.LinearSDE, data: str, scale: float) -> list[str]:
     """Errors of the default and of the one for the scale, and whether the samples tell so."""
-    oracle = sg.oracles.GaussianMixture(scale * torch.tensor([[-1.0], [0.3], [1.2]], dtype=F64), 0.2 * scale)
-    score, x = oracle.score(sde), sde.prior_sample((256, 1), seed=0, dtype=F64)
+    oracle, d = wide_data(scale)[data]
+    score, x = oracle.score(sde), sde.prior_sample((256, d), seed=0, dtype=F64)
     exact = tight(score, sde, x, scale)
     cells = []
     for nfe in WIDE_BUDGETS:
@@ -147,7 +160,7 @@ def main() -> int:
     each = [f"{nfe} calls, std {float(std):g}" for nfe in BUDGETS for std in UNLIKE]
     lines += ["", f"| two numbers | {' | '.join(each)} |", "|---|" + "--:|" * len(each)]
     lines += [f"| {' | '.join(row)} |" for row in unlike()]
-    each = [f"{nfe} calls, {which}" for nfe in FEW for which in ("default", "about 0", "dpm++2m")]
+    each = [f"{nfe} calls, {which}" for nfe in FEW for which in ("default", "about 0", "even_deep=1", "dpm++2m")]
     lines += ["", f"| process | mean | {' | '.join(each)} |", "|---|--:|" + "--:|" * len(each)]
     for name, sde in PROCESSES.items():
         lines += [f"| {name} | {mean:g} | {' | '.join(moved(sde, mean))} |" for mean in MEANS]
@@ -161,11 +174,12 @@ def main() -> int:
         lines += [f"| {name} | {' | '.join(row)} |" for row in narrow(sde)]
     lines += [
         "",
-        f"| process | large scale | {' | '.join(f'{nfe} calls' for nfe in WIDE_BUDGETS)} |",
-        "|---|--:|" + "--:|" * len(WIDE_BUDGETS),
+        f"| process | data | large scale | {' | '.join(f'{nfe} calls' for nfe in WIDE_BUDGETS)} |",
+        "|---|---|--:|" + "--:|" * len(WIDE_BUDGETS),
     ]
     for name, sde in {**PROCESSES, "DDPM's table": sg.presets.ddpm()}.items():
-        lines += [f"| {name} | {scale:g} | {' | '.join(wide(sde, scale))} |" for scale in WIDE]
+        for data in wide_data(1.0):
+            lines += [f"| {name} | {data} | {scale:g} | {' | '.join(wide(sde, data, scale))} |" for scale in WIDE]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

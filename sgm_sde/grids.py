@@ -54,8 +54,8 @@ FAR_ABOVE = 2.0  # times the level where the last call is wanted: beyond, data e
 STEPS_AN_ENTRY = 3  # of a table, from which on a grid is fine enough to follow a network between its entries
 NEXT_TO_EPS = 1.02  # times the noise level at eps, where the last call is then
 STANDING = 0.01  # of T, by which the time moves while log-SNR changes by one, below which it nearly stands still
-PUREST = -20.0  # log-SNR from which on that is looked for, on this many levels
-LEVELS = 200
+LEVELS = 200  # on which that is looked for
+PUREST = -20.0  # log-SNR where a process starts that has no bound, for a prior of unit scale
 UNBOUNDED = -30.0  # log-SNR at T, below which it has no bound but that of rounding, and times no longer tell levels
 HALVINGS = 55  # of an interval, down to rounding
 MOST_ROWS = 100_000  # that a token waits
@@ -585,7 +585,7 @@ class Thinned(LogSNR):
     even: float = 45.0
     even_deep: float = 1.0
     last: float = 8.0
-    largest: float = math.exp(10.0)
+    largest: float = math.exp(-PUREST / 2)
     near_noise: float = -5.0
     near_data: float = 2.0
     clean: float = 0.4
@@ -641,13 +641,13 @@ class Thinned(LogSNR):
         b = min(a, calls / self.even_deep)
         scale = 2 * math.log(self.data_std)
         noisy = softplus((self.near_noise - scale - log_snr) / self.width)
-        deep = softplus((max(still - min(scale, 0.0), self.deep - scale) - log_snr) / self.width)
+        level = max(still - min(scale, 0.0), self.deep - scale)
+        deep = softplus((level - log_snr) / self.width)
         clean = softplus((log_snr - self.near_data + scale) / self.width)
         return log_snr + self.width * ((1 - a) * noisy + (a - b) * deep - self.clean * clean)
 
     def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
-
         still = _standstill(sde)
 
         def count(log_snr: Tensor) -> Tensor:
@@ -701,10 +701,16 @@ def _standstill(sde: SDE) -> float:
     last = min(float(sde.log_snr(sde.eps)), 0.0)
     if first >= last:
         return -math.inf
-    levels = torch.linspace(first, last, LEVELS, dtype=torch.float64, device="cpu")[1:-1]  # T's own may round beyond
-    speed = sde.time(levels).diff().abs() / (levels[1] - levels[0])
+
+    levels = torch.linspace(first, last, LEVELS, dtype=torch.float64, device="cpu")
+    levels = levels[1:-1]  # T's own may round beyond
+    step = levels[1] - levels[0]
+    times = sde.time(levels)
+    speed = times.diff().abs() / step
     moving = (speed >= STANDING * sde.T).nonzero()
-    return float(levels[moving[0]]) if len(moving) and moving[0] > 0 else -math.inf
+    if not len(moving) or moving[0] == 0:
+        return -math.inf
+    return float(levels[moving[0]])
 
 
 def _on_table(grid: Grid, sde: SDE) -> Grid:

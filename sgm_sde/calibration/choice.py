@@ -70,8 +70,10 @@ class Comparison:
     def measured(self, name: str, setting: Setting, each: Tensor) -> HeldOut:
         """A setting with what is stated of its mean square errors (N,)."""
         rmse = math.sqrt(self.strata.mean(each))
+        stderr = self._stderr(each, rmse)
         root = each.sqrt()
-        return HeldOut(name, setting, rmse, self._stderr(each, rmse), self.strata.median(root), float(root.max()))
+        median = self.strata.median(root)
+        return HeldOut(name, setting, rmse, stderr, median, float(root.max()))
 
     def _stderr(self, each: Tensor, rmse: float) -> float:
         r"""Standard error of a root mean square r in units of a variance, with that of the variance.
@@ -115,13 +117,16 @@ class Comparison:
 
     def of_few(self, each: Tensor) -> int:
         """The number of noises that make half of the mean square, the largest first."""
-        ordered = (self.strata.weights.to(each) * each).sort(descending=True).values.cumsum(0)
-        return int((ordered < ordered[-1] / 2).sum()) + 1
+        weighted = self.strata.weights.to(each) * each
+        ordered = weighted.sort(descending=True).values
+        sums = ordered.cumsum(0)
+        return int((sums < sums[-1] / 2).sum()) + 1
 
     def best(self, stays: Stays) -> Choice:
         """The first fit that stays in the range of the samples; the best off the shelf where that is about as good."""
         shelf = [one for one in self.squares if one.name.startswith(PILOT)]
-        order = self.in_order([one for one in self.squares if one not in shelf and math.isfinite(one.rmse)])
+        fits = [one for one in self.squares if one not in shelf and math.isfinite(one.rmse)]
+        order = self.in_order(fits)
         first = next((k for k, one in enumerate(order) if stays(one)), len(order))
         return Choice(self.choice(order[first : first + 1], shelf), order[:first])
 

@@ -17,7 +17,7 @@ from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.engine.times import same_time
-from sgm_sde.grids import UNBOUNDED
+from sgm_sde.grids import PUREST, UNBOUNDED
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling.planning import plan
 from sgm_sde.sampling.trials import REFERENCE
@@ -27,7 +27,7 @@ from sgm_sde.scores.score import Score
 
 Samples = range | Tensor  # places of noises
 
-LARGEST = 10.0  # log of the noise level where a process has no bound, for a prior of unit scale
+LARGEST = -PUREST / 2  # log of the noise level where a process has no bound, for a prior of unit scale
 ROOM = 1e-3  # between the last call and eps, in log s
 
 

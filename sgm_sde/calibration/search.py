@@ -339,7 +339,10 @@ class _Exact:
         x = self.held.double()
         w = self.of_held.weights.to(x)
         center = (w[:, None] * x).mean(0)
-        return (x - (center.mean() if self.units is None else center)).square().mean(1)
+        if self.units is None:
+            center = center.mean()
+        off = x - center
+        return off.square().mean(1)
 
     @cached_property
     def variance(self) -> float:
@@ -579,9 +582,11 @@ class _Search:
         worst[each.topk(count).indices] = True
         for one, part in parts:
             here = worst & part.to(worst.device)
-            if bool(here.any()):
-                found = self._surely(one.setting, here, calls, n) / exact.variance
-                each[here] = torch.where(found.isfinite(), found, each[here])
+            if not bool(here.any()):
+                continue
+            found = self._surely(one.setting, here, calls, n)
+            found = found / exact.variance
+            each[here] = torch.where(found.isfinite(), found, each[here])
         return each
 
     def _surely(self, setting: Setting, here: Tensor, calls: int, n: int) -> Tensor:

@@ -326,64 +326,46 @@ class MMPS(PosteriorScore):
 
         def with_p(p: Tensor) -> tuple[Tensor, Tensor]:
             Mp, VAp = covariances(p)
-
             return Mp, torch.cat([flat(VAp), flat(p)], 1)
 
         solved = conjugate_residual(with_p, residual, self.iterations)
         d = x[0].numel()
-
         VAp = solved[:, :d].view_as(x)
         p = solved[:, d:].view_as(residual)
-
         return D.value + self._gain(D, residual, p, VAp, alpha, sigma)
 
-    def _gain(
-        self,
-        D: Linearised,
-        residual: Tensor,
-        p: Tensor,
-        VAp: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-    ) -> Tensor:
+    def _gain(self, D: Linearised, residual: Tensor, p: Tensor, VAp: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """V A^T p, with the variance that a covariance has at least along A^T p."""
         Ap = self.operator.adjoint(p)
         square = dot(Ap, Ap)
-
         c = ratio(dot(Ap, VAp), square)
 
         v = VAp - expand(c, Ap) * Ap
         v_square = dot(v, v)
-
-        w = expand(ratio(torch.ones_like(c), v_square.sqrt()), v) * v
+        length = v_square.sqrt()
+        unit = expand(ratio(torch.ones_like(c), length), v) * v
 
         # V is a difference of numbers of the noise's size: its rounding is no sign of anything.
         most = (sigma / alpha).square().reshape(-1).to(c)
-        rounding = 8 * torch.finfo(c.dtype).eps * (most + c.abs())
-        across = dot(w, self._V(D, w, alpha, sigma)) + rounding
+        eps = torch.finfo(c.dtype).eps
+        rounding = 8 * eps * (most + c.abs())
+        Vu = self._V(D, unit, alpha, sigma)
+        across = dot(unit, Vu) + rounding
 
-        least = torch.where(
-            across > 0,
-            ratio(ratio(v_square, square), 2 * across),
-            most,
-        )
-        enough = torch.where(
-            c > 0,
-            torch.minimum(ratio(least.square(), c), most),
-            most,
-        )
-        delta = torch.where(
-            c < least,
-            (enough - c).clamp(min=0),
-            0,
-        )
-
-        gain = VAp + expand(delta, Ap) * Ap
+        half_bound = ratio(ratio(v_square, square), 2 * across)
+        least = torch.where(across > 0, half_bound, most)
+        lacking = _lacking(c, least, most)
+        gain = VAp + expand(lacking, Ap) * Ap
 
         Mp = self.operator.apply(gain) + self.measurement.std**2 * p
-        a = torch.where(
-            delta > 0,
-            ratio(dot(residual, Mp), dot(Mp, Mp)),
-            1,
-        )
+        of_least_residual = ratio(dot(residual, Mp), dot(Mp, Mp))
+        a = torch.where(lacking > 0, of_least_residual, 1)
         return expand(a, gain) * gain
+
+
+def _lacking(c: Tensor, least: Tensor, most: Tensor) -> Tensor:
+    """Difference (B,) of variances c to min(c_0^2 / c, most), where they are below the least, c_0."""
+    raised = torch.minimum(ratio(least.square(), c), most)
+    enough = torch.where(c > 0, raised, most)
+    missing = (enough - c).clamp(min=0)
+    return torch.where(c < least, missing, 0)

@@ -182,7 +182,9 @@ class Integrals(Crossing):
         self._defect = self._defect + trusted * product
 
         with torch.no_grad():
-            of_rule = trusted * (dot(score, self._moved_at(k, self.grid.table.coarse_shares)) - product)
+            coarse = self._moved_at(k, self.grid.table.coarse_shares)
+            of_coarse = dot(score, coarse)
+            of_rule = trusted * (of_coarse - product)
             of_trust = (1 - trusted) * product
             square = dot(score, score)
             of_wave = trusted * self._along_wave(k, square, moved)

@@ -42,10 +42,9 @@ def words_if_unresolved(samples: Tensor, level: float, sde: SDE) -> str:
         level: sigma / alpha at the last network call.
         sde: the process, whose end may be that call's.
     """
-    if samples.is_meta or len(samples) < ENOUGH or not samples[0].numel():
+    rows = rows_that_tell(samples)
+    if rows is None:
         return ""
-    rows = flat(samples.detach())
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     variance, mean = torch.var_mean(rows, 0)
     std = variance.sqrt()
     differ = (std > THE_SAME * mean.abs()) & (std > ROUNDING * level)
@@ -74,6 +73,14 @@ def words_if_unresolved(samples: Tensor, level: float, sde: SDE) -> str:
         f"{float(std[averaged].min()):.2g} where sigma / alpha is {level:.2g}, so unless they hardly vary in the data "
         f"they are averages of it: {cure}"
     )
+
+
+def rows_that_tell(samples: Tensor) -> Tensor | None:
+    """Samples (B, *) as rows (B, d), in single precision or better; None where these are too few to tell a spread."""
+    if samples.is_meta or len(samples) < ENOUGH or not samples[0].numel():
+        return None
+    rows = flat(samples.detach())
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def _lost(rows: Tensor, level: float) -> Tensor:

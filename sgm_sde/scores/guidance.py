@@ -420,7 +420,9 @@ class ClassifierFree(Extrapolation):
         if not (main and reference):
             return [score.output(x, t, **(kwargs if main else without))]
         if self._absent or self.negative is not None:  # no row of a batch can be None
-            return [score.output(x, t, **kwargs), score.output(x, t, **without)]
+            with_condition = score.output(x, t, **kwargs)
+            without_it = score.output(x, t, **without)
+            return [with_condition, without_it]
 
         null = {path: leaf for path, leaf in each_leaf(bare(without)) if isinstance(leaf, Tensor)}
 
