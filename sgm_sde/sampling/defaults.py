@@ -468,11 +468,15 @@ def _by_budget(budget: int, data_std: float, guided: bool, jumps: tuple[float, .
 def scale_of_data(sde: SDE) -> float:
     """The scale of data nearest to 1 that the noise levels of a linear process are made for, to one digit.
 
+    Raises:
+        TypeError: for something that is no process, or one with a matrix.
+
     Examples:
         >>> import sgm_sde as sg
         >>> scale_of_data(sg.EDMSDE()), scale_of_data(sg.EDMSDE(10.0, 400_000.0))
         (1.0, 200.0)
     """
+    require_sde(sde)
     start, end = sde.nodes((sde.T, sde.eps))
     least = max(ABOVE_END * end.noise_level, sde.prior_std / PRIOR_OVER_DATA)
     most = min(start.noise_level / BELOW_START, WIDEST)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sgm_sde as sg
+from sgm_sde.sampling.defaults import scale_of_data
 from sgm_sde.sampling.scale import ScaleWarning, words_if_wide
 from tests.conventions import case_id
 
@@ -66,3 +67,9 @@ def test_the_scale_is_that_of_the_process() -> None:
     samples = 500 * torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
     assert words_if_wide(samples, 10, sg.EDMSDE(10.0, 400_000.0)) == ""
     assert "data_std=" in words_if_wide(samples, 10, sg.EDMSDE())
+
+
+@pytest.mark.parametrize("sde", ["vp", sg.CLD()], ids=["a name", "a matrix"])
+def test_only_processes_with_noise_levels_are_made_for_a_scale(sde: Any) -> None:
+    with pytest.raises(TypeError, match=r"must be a forward process|needs noise_level"):
+        scale_of_data(sde)
