@@ -25,7 +25,6 @@ from torch.nn.functional import softplus
 from sgm_sde._utils.cache import cached
 from sgm_sde._utils.checks import (
     FAR,
-    check_integer,
     described,
     flag,
     has_numbers,
@@ -37,6 +36,7 @@ from sgm_sde._utils.checks import (
     reals,
     require_values,
     settle,
+    table_size,
     unknown,
 )
 from sgm_sde._utils.elsewhere import OF_PLACES, OF_TIMES
@@ -340,7 +340,7 @@ class GridRule(Value, ABC):
             ValueError: for a negative number of steps or times outside [0, T].
         """
         require_sde(sde)
-        steps = check_integer("the number of steps", steps, 0)
+        steps = table_size("the number of steps", steps, 0)
         t_start = None if t_start is None else moment("t_start", t_start)
         t_end = None if t_end is None else moment("t_end", t_end)
         if t_start is not None and not 0 < t_start < math.inf:
@@ -616,7 +616,7 @@ class Thinned(LogSNR):
 
     def _free(self, sde: SDE, steps: int, t_start: float | None, t_end: float | None) -> Grid:
         """The grid, whatever times a network is trained at."""
-        if not self.to_data or t_end is not None or check_integer("the number of steps", steps, 0) == 0:
+        if not self.to_data or t_end is not None or table_size("the number of steps", steps, 0) == 0:
             return super().__call__(sde, steps, t_start, t_end)
 
         at_eps = float(noise_level(sde, sde.eps))
@@ -823,7 +823,7 @@ class Table(GridRule):
         if inside is None:
             raise ValueError(f"{sde!r} has no table of times: give one, Table(times=...)")
         if len(u) > len(inside):
-            raise ValueError(f"{len(u) - 1} steps asked of a table that has {len(inside)} times to offer")
+            raise ValueError(f"{len(u) - 1} steps visit {len(u)} times, and the table has {len(inside)} there")
         return cpu_float64(inside)[(u * (len(inside) - 1)).round().long()]
 
     def fits(self, sde: SDE, steps: int | None, start: float, end: float) -> bool:
@@ -872,7 +872,7 @@ class Distilled(GridRule):
     original_steps: int = 50
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "original_steps", check_integer("original_steps", self.original_steps))
+        object.__setattr__(self, "original_steps", table_size("original_steps", self.original_steps))
 
     def ends(self, sde: SDE, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
         """First and last time of a grid of `steps` steps; a time given is kept."""
@@ -942,6 +942,21 @@ RULES: dict[str, GridRule] = {
 }
 
 
+# Grids that other libraries have, in words for what there is here.
+_EVEN = (
+    "steps of equal time are 'uniform', those of a table's indices 'table', both from T to eps unless t_start says less"
+)
+ELSEWHERE = {
+    **dict.fromkeys(("linear", "linspace", "time-uniform", "trailing", "leading", "simple", "normal"), _EVEN),
+    **dict.fromkeys(("sgm-uniform", "ddim-uniform"), _EVEN),
+    **dict.fromkeys(("logsnr", "lu", "lambdas", "polyexponential"), "equal steps of log-SNR are 'log-snr'"),
+    **dict.fromkeys(("quad", "time-quadratic"), "equal steps of the root of time are 'quadratic'"),
+    **dict.fromkeys(("flow", "shift", "shifted"), "times shifted by resolution are grids.Shifted(shift)"),
+    **dict.fromkeys(("ays", "align-your-steps", "gits"), "noise levels of your own are grids.FromLevels(levels)"),
+    "edm": "EDM's noise levels are 'karras'",
+}
+
+
 def _require_linear(rule: GridRule, sde: SDE) -> None:
     if not has_scalar_marginal(sde):
         raise TypeError(f"{rule!r} needs a process with alpha(t) and sigma(t), got {described(sde)}")
@@ -959,9 +974,24 @@ def rule(name: str) -> GridRule:
     """
     if not isinstance(name, str):
         raise TypeError(f"a grid's rule has a name, got {described(name)}")
-    if name not in RULES:
-        raise unknown("grid", name, RULES)
-    return RULES[name]
+    if name in RULES:
+        return RULES[name]
+    if words := words_of_grid(name):
+        raise ValueError(f"unknown grid {name!r}{words}")
+    raise unknown("grid", name, RULES)
+
+
+def words_of_grid(name: str) -> str | None:
+    """Words for what there is of a grid that other libraries have; empty for one of our own, None for no grid.
+
+    Examples:
+        >>> words_of_grid("logSNR"), words_of_grid("karras"), words_of_grid("ddim")
+        (": equal steps of log-SNR are 'log-snr'", '', None)
+    """
+    if name in RULES:
+        return ""
+    there = ELSEWHERE.get(name.lower().replace("_", "-"))
+    return f": {there}" if there else None
 
 
 def rule_name(rule: GridRule) -> str:

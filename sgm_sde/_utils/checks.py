@@ -18,9 +18,12 @@ from torch import Tensor
 
 from sgm_sde._utils.shapes import finite
 
+MOST_STEPS = 1_000_000  # of a run on a grid, each a row of its table, and of its network calls
 LARGEST = 2.0**53  # integer, up to which floats know them all
-SHORT_TABLE = 8  # names, which an error lists where none is similar to the one given
+SHORT_TABLE = 20  # names, which an error lists where none is similar to the one given
+SIMILAR = 0.65  # share of letters in common, from which on a name may have been meant
 LONGEST = 200  # characters of a value in an error message
+WORD_ENDS = re.compile("[-_ :@]")  # between the words of a name
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FAR = 1e6  # for what is of order one (noise levels, guidance, tolerances): its fourth power fits single precision
 
@@ -39,21 +42,32 @@ def one_of(option: str, value: object, known: Iterable[object]) -> None:
 
 
 def unknown(kind: str, name: str, known: Iterable[str], more: str = "", spelled: str | None = None) -> ValueError:
-    """The error for a name that a table does not have, with similar names, or all names of a short table.
+    """The error for a name that a table does not have, with similar names, or all names of a short table without any.
 
     Similarity is that to `spelled`, the name in the table's spelling, if given.
     """
     known = list(known)
-    spelled = name if spelled is None else spelled
-    all_or_some = len(known) if len(known) <= SHORT_TABLE else 4
-    near = did_you_mean(spelled, known) or did_you_mean(spelled, known, cutoff=0.0, most=all_or_some)
-    return ValueError(f"unknown {kind} {name!r}{near}{more}")
+    near = did_you_mean(name if spelled is None else spelled, known)
+    if not near and len(known) <= SHORT_TABLE:
+        near = f"; known are {', '.join(map(repr, known))}."
+    end = "." if more and not near else ""
+    return ValueError(f"unknown {kind} {name!r}{near}{end}{more}")
 
 
-def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.4, most: int = 4) -> str:
-    """The known names that are similar, as the end of an error message; empty where none is."""
-    near = difflib.get_close_matches(name, list(known), n=most, cutoff=cutoff)
-    return f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+def did_you_mean(name: str, known: Iterable[str], most: int = 4) -> str:
+    """The known names that are similar, as the end of an error message; empty where none is.
+
+    Similar are those with most letters in common, then those that share a whole word.
+    """
+    spelled = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), spelled, n=most, cutoff=SIMILAR)
+    near += [each for each in spelled if each not in near and _share_a_word(name.lower(), each)]
+    return f"; did you mean {', '.join(repr(spelled[each]) for each in near[:most])}?" if near else ""
+
+
+def _share_a_word(one: str, other: str) -> bool:
+    """True if one of two names is a word of the other, such as "langevin" of "annealed-langevin"."""
+    return one in WORD_ENDS.split(other) or (len(other) > 2 and other in WORD_ENDS.split(one))
 
 
 def known_arguments(
@@ -204,6 +218,18 @@ def check_integer(option: str, value: object, least: int = 1, kind: type = Real)
         if found > LARGEST:
             bounds = f"from {least} to 2**53"
     raise ValueError(f"{option} must be an integer {bounds}, got {described(value)}")
+
+
+def table_size(option: str, value: object, least: int = 1, kind: type = Real) -> int:
+    """A number of steps, network calls or noise levels, each of which a table has a row of, as an int.
+
+    Raises:
+        ValueError: for anything but a number of that kind, whole and at least `least`, and beyond a million.
+    """
+    found = check_integer(option, value, least, kind)
+    if found > MOST_STEPS:
+        raise ValueError(f"{option} must be at most {MOST_STEPS}, got {described(value)}")
+    return found
 
 
 def sizes(option: str, value: object, least: int = 1) -> tuple[int, ...]:

@@ -10,9 +10,10 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from sgm_sde._utils.checks import described, flag, require_function
+from sgm_sde._utils.checks import described, flag
 from sgm_sde._utils.elsewhere import OF_ADAPTERS, named_elsewhere
 from sgm_sde.processes import EDMSDE, VESDE, VPSDE, DiscreteVESDE, DiscreteVPSDE, LinearSDE, RectifiedFlowSDE, SubVPSDE
+from sgm_sde.scores.calls import require_network
 from sgm_sde.scores.score import Score, from_denoiser, from_flow, from_noise, from_score
 from sgm_sde.scores.time_labels import (
     ddpm,
@@ -56,9 +57,9 @@ class _ChangedFunction(Generic[Output]):
 
 def with_output(model: Callable[..., Output], change: Callable[[Output, Tensor], Tensor]) -> Callable[..., Tensor]:
     """`model(x, label, **kwargs)` with its output given to `change(output, x)`; a module stays one."""
+    require_network(model)
     if isinstance(model, nn.Module):
         return _Changed(model, change)
-    require_function("the network", model, "of (x, label)")
     return _ChangedFunction(model, change)
 
 

@@ -27,6 +27,7 @@ from sgm_sde._utils.checks import (
     instance_of,
     number,
     sizes,
+    table_size,
 )
 from sgm_sde._utils.elsewhere import OF_TRIALS, SOLVERS, instead_of, named_elsewhere
 from sgm_sde._utils.files import folder_to_write
@@ -229,7 +230,7 @@ def calibrate(
     if time_limit is not None:
         time_limit = number("time_limit", time_limit, above=0)
     if reference_nfe is not None:
-        reference_nfe = check_integer("reference_nfe", reference_nfe, 8)
+        reference_nfe = table_size("reference_nfe", reference_nfe, 8)
     progress = flag("progress", progress)
     if checkpoint is not None:
         instance_of("checkpoint", checkpoint, str | Path, "the path of a folder")

@@ -25,7 +25,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -97,6 +97,7 @@ ADAPTERS = {  # what makes a reading on rectified flow
     FROM_NOISE: "from_flow_matching(net, from_noise=True)",
     ("-flow", "time_label=time_labels.flow_from_noise(1000)"): "from_flow_matching(net, from_noise=True, scale=1000)",
 }
+_PUBLISHED = "time_label=time_labels."  # how labels of published networks are written
 _GIVEN = ""  # a label or a scale as the score has it
 
 CONSTRUCTORS = {
@@ -242,9 +243,7 @@ def check_score(
         found = noised.check([noised.error(estimate) for estimate in estimates])
         better = _better_reading(score, noises, model.kwargs, found) if type(score) is Score else None
         if not score.coupled and (better is not None or max(found._ratios) > WORSE_AT_A_LEVEL):
-            _compare_with_own_data(
-                noises, model, found, BY_PREDICTION * found.ratio if better is None else better.ratio
-            )
+            _compare_with_own_data(noises, model, found, better)
 
     if better is not None:
         raise CheckError(f"the network is better read as {better.words}:\n{found}")
@@ -373,33 +372,43 @@ def _compare_near_noise(noised: _Noised, model: BoundScore) -> None:
     )
 
 
-def _compare_with_own_data(noises: _Noises, model: BoundScore, found: ScoreCheck, ratio: float) -> None:
+def _compare_with_own_data(noises: _Noises, model: BoundScore, found: ScoreCheck, better: _Better | None) -> None:
     """Raise CheckError where the network as it is given knows data like these, of another place or scale.
 
     That is, where it errs no more of data that are brought to the mean and the standard deviation of its own samples
-    than the share `ratio` of a Gaussian's error, such as another reading of it has of the data as they are.
+    than another reading of it errs of the data as they are, if there is one; where it errs no less, both are named.
     """
-    noised = noises.first
-    own = _own_samples(noises, [model])[0].double()
-    mean = own.mean(0)
-    std = math.sqrt(float(_distances(own).mean()))
-    distance = float((mean - noised.mean).square().mean().sqrt())
-    moved = distance / noised.std
-
-    alike = moved < ELSEWHERE and 1 / OTHER_SCALE < std / noised.std < OTHER_SCALE
-    _, most = _range(noises.sde)
-    if alike or not 0 < std < most / LEVELS[-1]:  # beyond, they are nothing but noise
+    ratio = BY_PREDICTION * found.ratio if better is None else better.ratio
+    place = _place_of_own(noises, model)
+    if place is None:
         return
 
+    mean, std = place
+    noised = noises.first
     there = noises.of(noised.brought(mean, std))
     errors = [there.error_of(model, k) for k in range(len(there.nodes))]
     known = there.check(errors)
     if known.ratio < min(ALIKE * ratio, ALMOST):
+        reads = better is not None and better.ratio < ALIKE * known.ratio
+        as_well = f"; or, with these data, read it as {better.words}" if better is not None and reads else ""
         raise CheckError(
             f"the network, read as it is given, knows data around {float(mean.mean()):.3g} of standard deviation "
             f"{std:.3g}, and these are around {float(noised.mean.mean()):.3g} of {noised.std:.3g}: give data of the "
-            f"place and scale that it was trained on:\n{found}"
+            f"place and scale that it was trained on{as_well}:\n{found}"
         )
+
+
+def _place_of_own(noises: _Noises, model: BoundScore) -> tuple[Tensor, float] | None:
+    """Mean and standard deviation of a network's own samples; None where they are those of the data, or of noise."""
+    noised = noises.first
+    own = _own_samples(noises, [model])[0].double()
+    mean = own.mean(0)
+    std = math.sqrt(float(_distances(own).mean()))
+
+    distance = float((mean - noised.mean).square().mean().sqrt())
+    alike = distance < ELSEWHERE * noised.std and 1 / OTHER_SCALE < std / noised.std < OTHER_SCALE
+    _, most = _range(noises.sde)
+    return None if alike or not 0 < std < most / LEVELS[-1] else (mean, std)
 
 
 def _own_samples(noises: _Noises, models: Sequence[BoundScore], runs: int = 1) -> list[Tensor]:
@@ -698,8 +707,25 @@ def _better_reading(score: Score, noises: _Noises, kwargs: Mapping[str, object],
         gain = readings.gain(best, given, noises)
         over_nothing = readings.gain(best, best, noises, empty=True)
         if readings.is_better(best, gain) and over_nothing.standard_errors > CERTAIN:
-            return _Better(f"{_written(best, score)}, with {gain.share:.2f} of the error as given", ratios[best])
+            words = f"{_written(best, score)}, with {gain.share:.2f} of the error as given"
+            return _Better(words + _as_well(best, ratios, readings, noises), ratios[best])
     return None
+
+
+def _as_well(best: _Reading, ratios: Mapping[_Reading, float], readings: _Readings, noises: _Noises) -> str:
+    """Words for the other labels of the time that a reading may have as well, by its data; empty without any."""
+    if not best.label.startswith(_PUBLISHED):
+        return ""
+    others = [
+        one.label
+        for one, ratio in ratios.items()
+        if one == replace(best, label=one.label)
+        and one.label != best.label
+        and one.label.startswith(_PUBLISHED)
+        and max(ratio, ratios[best]) <= ALIKE * min(ratio, ratios[best])
+        and abs(readings.gain(one, best, noises).standard_errors) <= CERTAIN
+    ]
+    return f"; these data do not distinguish that label from {', '.join(others)}" if others else ""
 
 
 def _least(ratios: Mapping[_Reading, float], alike: float, given: _Reading) -> _Reading:
@@ -752,6 +778,7 @@ def _labels(score: Score) -> dict[str, TimeLabel | None]:
         _GIVEN: score.time_label,
         "time_label=None": None,
         "time_label=time_labels.flow_from_noise()": time_labels.flow_from_noise(),
+        **({} if sde.table_times else {"time_label=time_labels.flow(1000)": time_labels.flow(1000.0)}),
         f"time_label=time_labels.ddpm({n})": time_labels.ddpm(n),
         f"time_label=time_labels.ddpm({n}, integer=True)": time_labels.ddpm(n, integer=True),
         "time_label=time_labels.noise_level(sde)": time_labels.noise_level(sde),

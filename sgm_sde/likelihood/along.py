@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import check_integer, described
+from sgm_sde._utils.checks import described, table_size
 from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.executor import execute
 from sgm_sde.engine.lowering import Plan
@@ -71,7 +71,7 @@ def solver_arguments(
         raise ValueError(f"log_prob=True ends with the flow, final='none', got final={final!r}")
     if by_steps:
         return None, "none"
-    budget = check_integer("nfe", nfe)
+    budget = table_size("nfe", nfe)
     if budget <= LEAST_STEPS:
         raise ValueError(
             f"log_prob=True takes a call at the samples after at least {LEAST_STEPS} steps, nfe={LEAST_STEPS + 1} or "

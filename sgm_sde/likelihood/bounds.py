@@ -16,11 +16,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._utils.checks import FAR, described, number, one_of, range_of
+from sgm_sde._utils.checks import FAR, described, number, one_of, range_of, table_size
 from sgm_sde._utils.elsewhere import OF_BOUNDS, named_elsewhere
 from sgm_sde._utils.shapes import expand, flat
 from sgm_sde._utils.tree import Conditions
@@ -116,7 +117,7 @@ def elbo(
     require_score(score, "elbo")
     eps = check_process(sde, eps)
     one_of("times", times, TIMES)
-    n_times = require_count("n_times", n_times)
+    n_times = table_size("n_times", n_times, kind=Integral)
     n_decodings = require_count("n_decodings", n_decodings)
     decoder = decoder_of(x, n_levels, data_range, dtype)
     control = data_std if control_variate else None

@@ -9,11 +9,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from sgm_sde._utils.checks import FAR, described, number, one_of, settle
+from sgm_sde._utils.checks import FAR, described, number, one_of, settle, table_size
 from sgm_sde._utils.elsewhere import OF_FLOW_METHODS
 from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.noise import SampleSeeds
@@ -82,9 +83,9 @@ class FixedGrid(Method):
     four and eight times the steps before. With random probes they go to two and four times the steps where the error is
     within 256 times the tolerance and falls, and beyond have the exact trace in up to 16 dimensions, in more probes
     that stay the same, at least four. A sample that the adaptive solver cannot finish keeps the value and the error
-    that it had, and is named in `unresolved`. So does one of a network whose output is noise to the steps, as in half
-    precision or with dropout in train mode, where shorter ones only meet more of it: after some hundred calls the
-    steps' own slopes say so, of which polynomials of a higher degree leave as much as those of a low one.
+    that it had, and is named in `unresolved`. So does one of a network whose output is rough or random to the steps, as
+    in half precision, where shorter ones only meet more of it: after some hundred calls the steps' own slopes say so,
+    of which polynomials of a higher degree leave as much as those of a low one.
 
     Given `steps`, all samples use that grid, whatever the error; where these are too few for it to be known, the
     protocol of the result says so.
@@ -121,7 +122,7 @@ class FixedGrid(Method):
         check_tolerances(self.rtol, self.atol, 1)
         settle(self, max_calls=require_count("max_calls", self.max_calls))
         if self.steps is not None:
-            settle(self, steps=require_count("steps", self.steps, LEAST_STEPS))
+            settle(self, steps=table_size("steps", self.steps, LEAST_STEPS, Integral))
 
     @property
     def n_steps(self) -> int:

@@ -16,7 +16,7 @@ from sgm_sde._utils.checks import number
 from sgm_sde.engine.noise import VERSION as NOISE
 from sgm_sde.engine.status import Status
 
-BY_NOISE = "noise"  # of the network's output, which shorter steps do not resolve
+BY_NOISE = "noise"  # or roughness of the network's output, which shorter steps do not resolve
 BY_CALLS = "calls"  # that the method may make
 BY_ERROR = "error"  # of the last method that is tried
 
@@ -41,8 +41,7 @@ def unresolved_status(unresolved: Sequence[int], reasons: Sequence[str], n: int,
     of_method = "" if method is None else f" of {method!r}"
     message = f"the numerical error of {len(unresolved)} of {n} samples did not come down to the tolerance{of_method}"
     why = {
-        BY_NOISE: "the network's output is noise to shorter steps, by rounding, as in half precision, "
-        "or dropout in train mode",
+        BY_NOISE: "the network's output is too rough, or not the same at each call, for shorter steps to be of use",
         BY_CALLS: f"max_calls={getattr(method, 'max_calls', '')} network calls did not suffice",
     }
     for reason, said in why.items():

@@ -134,13 +134,23 @@ def _require_betas(table: tuple[float, ...]) -> None:
             raise ValueError(f"betas must lie in (0, 1), got betas[{i}] = {beta}")
 
     said = f"a table from betas[0] = {table[0]:.6g} to betas[{len(table) - 1}] = {table[-1]:.6g}"
-    if table[0] > NO_BETA and all(then <= now for now, then in pairwise(table)):
-        raise ValueError(f"betas are small at first, got {said}: {_INSTEAD}")
-
+    _require_order(table, said)
     log_alpha = float(np.log1p(-np.array(table)).sum()) / 2
     if log_alpha <= math.log(torch.finfo(torch.float32).tiny):
         lost = f"leaves no signal: alpha(T) = exp({log_alpha:.4g}) is 0 in single precision"
         raise ValueError(f"{said} {lost}: {_INSTEAD}")
+
+
+def _require_order(table: tuple[float, ...], said: str) -> None:
+    """Raise ValueError for betas that fall throughout, as alphas do, and betas from the last."""
+    if table[0] > table[-1] and all(then <= now for now, then in pairwise(table)):
+        if table[0] > NO_BETA:
+            raise ValueError(
+                f"betas are small at first, got {said}: {_INSTEAD}; or, of betas from the last, betas[::-1]"
+            )
+        raise ValueError(
+            f"betas rise with the index, from data to noise, got {said}: in the other order they are betas[::-1]"
+        )
 
 
 class _TableSDE(LinearSDE):
@@ -173,7 +183,8 @@ class DiscreteVPSDE(_TableSDE, VariancePreservingSDE):
         betas: DDPM's table, each in (0, 1).
 
     Raises:
-        ValueError: for fewer than two entries or one outside (0, 1), and for a table of alphas or of their products.
+        ValueError: for fewer than two entries or one outside (0, 1), for a table of alphas or of their products, and
+            for betas that fall throughout, as in reversed order.
 
     Source: Ho et al., 2020, arXiv:2006.11239.
 

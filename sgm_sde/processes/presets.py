@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from sgm_sde._utils.checks import check_integer
+from sgm_sde._utils.checks import table_size
 from sgm_sde._utils.elsewhere import OF_TABLES, named_elsewhere
 from sgm_sde.processes.discrete import DiscreteVESDE, DiscreteVPSDE
 from sgm_sde.processes.edm import EDMSDE
@@ -30,7 +30,7 @@ def ddpm(n: int = 1000) -> DiscreteVPSDE:
         >>> len(betas), betas[0], round(betas[-1], 4)
         (1000, 0.0001, 0.02)
     """
-    n = check_integer("n", n, 2)
+    n = table_size("n", n, 2)
     first = 1e-4
     last = 0.02
     return DiscreteVPSDE([first + (last - first) * i / (n - 1) for i in range(n)])
@@ -48,7 +48,7 @@ def iddpm_cosine(n: int = 1000) -> DiscreteVPSDE:
         >>> len(betas), betas[-1]
         (1000, 0.999)
     """
-    n = check_integer("n", n)
+    n = table_size("n", n)
 
     def alpha_bar(t: float) -> float:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2

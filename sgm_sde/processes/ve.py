@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import check_integer, settle_range
+from sgm_sde._utils.checks import settle_range, table_size
 from sgm_sde._utils.shapes import Time, as_time
 from sgm_sde.processes.linear import LinearSDE, _ordered
 
@@ -35,7 +35,7 @@ class UnitScaleSDE(LinearSDE):
 
 def geometric_ladder(sigma_min: float, sigma_max: float, levels: int | None) -> Tensor:
     """Noise levels even in log sigma, the largest first."""
-    n = check_integer("levels", 1000 if levels is None else levels, 2)
+    n = table_size("levels", 1000 if levels is None else levels, 2)
     return torch.linspace(math.log(sigma_max), math.log(sigma_min), n, dtype=torch.float64, device="cpu").exp()
 
 

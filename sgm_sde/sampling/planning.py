@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sgm_sde import grids
-from sgm_sde._utils.checks import check_integer, described, moment, one_of
+from sgm_sde._utils.checks import MOST_STEPS, check_integer, described, moment, one_of, table_size
 from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.processes.base import SDE, Missing, require_sde
@@ -96,7 +96,7 @@ class StepArguments:
             )
 
         if solver is None:
-            budget = self.nfe if self.steps is None else check_integer("steps", self.steps) + 1
+            budget = self.nfe if self.steps is None else table_size("steps", self.steps) + 1
             solver = default_setting(sde, budget, t_start, t_end, **self.traits)
         if isinstance(solver, Setting):
             return solver.solver, solver.grid if self.grid is None else self.grid
@@ -139,7 +139,11 @@ class StepArguments:
         if self.steps is None:
             solver, steps = self._fit(solver, denoise)
         else:
-            steps = check_integer("steps", self.steps)
+            steps = table_size("steps", self.steps)
+            if (calls := solver.nfe(steps)) > MOST_STEPS:
+                raise ValueError(
+                    f"{called(solver, self.solver)} takes {calls} network calls in steps={steps}, above {MOST_STEPS}"
+                )
         if rule is None:
             rule = solver.default_grid(sde, steps, t_start, t_end)
         return solver, rule(sde, steps, t_start, t_end)
@@ -151,7 +155,7 @@ class StepArguments:
             ValueError: for a budget of less than a step.
         """
         default = solver.budget or DEFAULT_NFE
-        budget = check_integer("nfe", default if self.nfe is None else self.nfe)
+        budget = table_size("nfe", default if self.nfe is None else self.nfe)
         solver, steps = solver.fit(budget - denoise)
         only_denoises = denoise and budget == 1
         if steps < 1 and not only_denoises:

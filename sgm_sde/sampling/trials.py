@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypedDict, overload
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import arguments, check_integer, described, moment, shape_of_samples
+from sgm_sde._utils.checks import arguments, described, moment, shape_of_samples, table_size
 from sgm_sde._utils.elsewhere import OF_TRIALS, SOLVERS, instead_of, named_elsewhere
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
@@ -51,6 +51,8 @@ TIGHT = 2
 TIGHTER = 4
 FEWEST_OF_REFERENCE = 16  # with less, both references are all start and end
 FEW_NOISES = 8  # below which a ranking says little about other noises
+NEGLIGIBLE = 1e-4  # of the samples' standard deviation: an error of which it does not matter whose it is
+FEW_OF = 16  # one of so many noises that make half of the mean square says little of it
 MOST_FINALISTS, LEAST_FINALISTS = 12, 4  # candidates that run on all noises
 SECOND = 24  # candidates of the second round, at most
 ASIDE = "cannot "  # how remarks begin that are no warning
@@ -318,9 +320,9 @@ def pilot(
 def budgets_of(nfe: int | Sequence[int]) -> list[int]:
     """The budgets, in the order given and each once."""
     if isinstance(nfe, Sequence) and not isinstance(nfe, str):
-        budgets = [check_integer(f"nfe[{i}]", budget) for i, budget in enumerate(nfe)]
+        budgets = [table_size(f"nfe[{i}]", budget) for i, budget in enumerate(nfe)]
     elif isinstance(nfe, Real):
-        budgets = [check_integer("nfe", nfe)]
+        budgets = [table_size("nfe", nfe)]
     else:
         raise ValueError(f"nfe must be an integer of at least 1, or a list of such, got {described(nfe)}")
     if not budgets:
@@ -333,7 +335,7 @@ def _calls_of_reference(given: int | None, budget: int) -> int:
     if given is None:
         return max(REFERENCE_NFE, TIGHTER * budget)
     least = max(FEWEST_OF_REFERENCE, TIGHT * budget)
-    calls = check_integer("reference_nfe", given)
+    calls = table_size("reference_nfe", given)
     if calls < least:
         raise ValueError(
             f"reference_nfe={calls} is no tight solution beside runs of {_calls(budget)}: give {least} at least"
@@ -609,6 +611,12 @@ class Race:
             remarks.append("one noise does not tell which setting is good on others: give a shape of 32 samples")
         elif self.batch < FEW_NOISES:
             remarks.append(f"cannot tell much about other noises from {self.batch}: give a shape of 32 samples")
+        elif NEGLIGIBLE < error < math.inf and (few := _of_half(best)) <= max(1, self.batch // FEW_OF):
+            of = "one noise makes" if few == 1 else f"{few} noises make"
+            remarks.append(
+                f"cannot tell how large the error is on other noises, where {of} half of the mean square of "
+                f"{len(best)}: it may be far from {error:.1e}; give a shape of more samples"
+            )
         if len(ranked) > 1 and self._alike(best, ranked[1][1]):
             one, other = texts_of([setting, ranked[1][0]])
             remarks.append(f"cannot tell {one} and {other} apart on {len(best)} noises: either will do")
@@ -627,6 +635,12 @@ def _around_mean(x: Tensor) -> float:
     """Standard deviation of samples (n, d) around their mean, over all d numbers; of one, that of its numbers."""
     variance = x.var(0) if len(x) > 1 else x.var(correction=min(1, x.numel() - 1))
     return float(variance.mean().sqrt())
+
+
+def _of_half(errors: Tensor) -> int:
+    """The number of noises that make half of the mean square, the largest first."""
+    sums = errors.sort(descending=True).values.cumsum(0)
+    return int((sums < sums[-1] / 2).sum()) + 1
 
 
 def _usual(errors: Tensor) -> Tensor:

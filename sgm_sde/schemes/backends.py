@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import check_integer, described, flag, not_finite, one_of, settle, unknown
+from sgm_sde._utils.checks import described, flag, not_finite, one_of, settle, table_size, unknown
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.adaptive import (
@@ -142,7 +142,7 @@ class Backend(AdaptiveSolver):
         if self.method not in self.adaptive and problem.steps is None:
             raise ValueError(f"{self.name} takes even steps: say how many with steps=")
         if problem.steps is not None:
-            check_integer("steps", problem.steps)
+            table_size("steps", problem.steps)
         if problem.calls is not None and self.per_sample:
             raise ValueError(f"nfe= is a budget of the whole run, and {self.name} runs sample by sample: leave it out")
         if len(problem.x) > 1 and self._coupled(problem) and not self.per_sample:

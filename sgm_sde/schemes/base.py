@@ -19,7 +19,7 @@ from sgm_sde.engine.adaptive import Integration, Pair
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource, SampleSeeds
 from sgm_sde.engine.program import Form, Program, Step, compile_program
-from sgm_sde.grids import Grid, GridRule, rule
+from sgm_sde.grids import Grid, GridRule, rule, words_of_grid
 from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, Missing, has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
@@ -451,6 +451,56 @@ ALIASES = {
 }
 
 
+# Solvers that other libraries have, as spelled by `canonical`, in words for what there is here.
+NEAREST = {
+    "abm": "'lms4', or with steps of its own 'torchdiffeq:explicit_adams'",
+    "adaptive": "'dopri5', or sg.Adaptive(rtol=...)",
+    "ald": "'annealed-langevin'",
+    "dpm-adaptive": "'exp-rk32', of the same orders with steps of each sample's own",
+    "dpm-fast": "'dpm3' with nfe=, which its last steps are shortened to fit",
+    "edm": "'heun', or with noise 'edm-sde'",
+    "flow-match-euler": "'euler' on RectifiedFlowSDE",
+    "heun++2": "'heun'",
+    "ncsn": "'annealed-langevin'",
+    "ode": "'dopri5', which finds its own steps, or the default",
+    "odeint": "'dopri5', or 'torchdiffeq:dopri5'",
+    "probability-flow": "'dopri5', which finds its own steps, or the default",
+    "res-multistep": "'dpm++2m'",
+    "reversible-heun": "'torchsde:reversible_heun'",
+    "milstein": "'torchsde:milstein'; noise here does not depend on the state, for which it is 'euler-maruyama'",
+    "sde": "'euler-maruyama'",
+    "srk": "'torchsde:srk'",
+    "torchdiffeq": "'torchdiffeq:dopri5'",
+    "torchsde": "'torchsde:euler'",
+    "scipy": "'scipy:RK45'",
+    "uni-pc-bh2": "'unipc3'",
+    # classes of diffusers
+    "ddimscheduler": "'ddim'",
+    "ddpmscheduler": "'ddpm'",
+    "deismultistepscheduler": "'deis2'",
+    "dpmmultistepscheduler": "'dpm++2m'",
+    "dpmsinglestepscheduler": "'dpm++2s'",
+    "dpmsdescheduler": "'sde-dpm++2s'",
+    "edmdpmmultistepscheduler": "'dpm++2m'",
+    "edmeulerscheduler": "'ddim'",
+    "eulerancestraldiscretescheduler": "'euler-ancestral'",
+    "eulerdiscretescheduler": "'ddim', which is Euler's method in the noise level",
+    "flowmatcheulerdiscretescheduler": "'euler' on RectifiedFlowSDE",
+    "flowmatchheundiscretescheduler": "'heun2' on RectifiedFlowSDE",
+    "heundiscretescheduler": "'heun'",
+    "ipndmscheduler": "'ipndm4'",
+    "kdpm2ancestraldiscretescheduler": "'dpm2-ancestral'",
+    "kdpm2discretescheduler": "'dpm2'",
+    "lcmscheduler": "'lcm'",
+    "lmsdiscretescheduler": "'lms4'",
+    "pndmscheduler": "'pndm'",
+    "sasolverscheduler": "'sa-solver'",
+    "scoresdevescheduler": "'pc'",
+    "tcdscheduler": "'tcd'",
+    "unipcmultistepscheduler": "'unipc2'",
+}
+
+
 def called(solver: Solver | AdaptiveSolver, given: object = None) -> str:
     """The name that people know a solver by: what they gave, the registry's of one that is the same, else its own.
 
@@ -557,5 +607,10 @@ def _resolve(solver: object, known: Mapping[str, Callable[[], Found]], option: s
         )
     if name not in known:
         _require_no_grid(solver, known)
+        if name in NEAREST:
+            raise ValueError(f"unknown {option} {solver!r}: what comes nearest is {NEAREST[name]}")
+        words = words_of_grid(solver)
+        if words is not None:
+            raise ValueError(f"{solver!r} is no solver but a grid, which grid= takes{words}")
         raise unknown("solver", solver, known, " solvers() has all of them", spelled=name)
     return known[name]()

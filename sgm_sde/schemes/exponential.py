@@ -181,11 +181,12 @@ class Exponential(Solver):
 
 class _Predicted(NamedTuple):
     """A step as the predictor took it, for its corrector: the linear part, the start, the evaluations used about a
-    centre, and the centre."""
+    centre, the integral through them, and the centre."""
 
     part: LinearPart
     start: Node
     known: Known
+    integral: Form
     centre: Form
 
 
@@ -389,9 +390,9 @@ class ExponentialAdams(Exponential):
         predicted = k.memory.pop("predicted", None)
         if not isinstance(predicted, _Predicted):
             return k.x
-        part, before, used, centre = predicted
+        part, before, used, integral, centre = predicted
         nodes: Known = [*self._about(centre, [(k.start, newest)]), *used][: self.corrector]
-        return k.x + part.integral(before, k.start, nodes) - part.integral(before, k.start, used)
+        return k.x + part.integral(before, k.start, nodes) - integral
 
     def _beyond_a_jump(self, k: Step) -> bool:
         """True if a jump lies between the evaluation before this step and the one at its start."""
@@ -480,12 +481,13 @@ class ExponentialAdams(Exponential):
         centre = self._centre(k)
         usable = part.usable(s, t, k.known(nodes + SPARE), nodes)
         known = self._about(centre, usable)
+        integral = part.integral(s, t, known)
         if self.corrector and finite:
-            k.memory["predicted"] = _Predicted(part, s, known, centre)
+            k.memory["predicted"] = _Predicted(part, s, known, integral, centre)
 
         std = part.std(s, t)
         noise = std * k.noise() if std else Form()
-        return part.update(s, t, x - s.alpha * centre, known) + t.alpha * centre + noise
+        return part.factor(s, t) * (x - s.alpha * centre) + integral + t.alpha * centre + noise
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -1,4 +1,7 @@
-"""The call in which a network raised, as a note to its exception: what it was given, and what may be wrong with it.
+"""Calls of a network: what it must take, and what is said of a call in which it raised.
+
+A network whose arguments do not let it be called is refused before. Of a call that raised there is a note to the
+exception: what the network was given, and what may be wrong with it.
 
 The exception stays the network's own. What it says decides the advice: each of `ADVICE` looks at a call and at the
 words of torch or Python, and has something to say or nothing.
@@ -6,19 +9,22 @@ words of torch or Python, and has something to say or nothing.
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sgm_sde._utils.checks import annotate
+from sgm_sde._utils.checks import annotate, function_name, require_function
 from sgm_sde._utils.tree import each_leaf, shown
 
 CALLED = "sgm_sde called the network"
 CHANNELS = (1, 3, 4)  # of images
+BY_POSITION = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+ARGUMENTS = 120  # characters of a network's arguments in an error message
 
 OF_DEVICES = "same device|expected device|expected it to be on|torch\\.cuda\\."
 OF_DTYPES = "dtype|scalar type|bias type|weight type"
@@ -29,6 +35,92 @@ OF_SHAPES = (
     "invalid for input of size|expected \\dd|dimension out of range|too many indices|dimension specified|"
     "shape mismatch|must match the existing size|values to unpack|size mismatch|kernel size can't be greater"
 )
+
+
+# Names of networks' arguments, by which those are told that take them in another order.
+STATES = frozenset(("x", "xt", "x_t", "z", "zt", "z_t", "sample", "samples", "inputs", "latents", "state"))
+TIMES = frozenset(
+    (
+        "t",
+        "ts",
+        "time",
+        "times",
+        "timestep",
+        "timesteps",
+        "time_steps",
+        "sigma",
+        "sigmas",
+        "tau",
+        "noise_level",
+        "c_noise",
+    )
+)
+CONDITIONS = frozenset(
+    ("y", "c", "cond", "condition", "context", "label", "labels", "class_labels", "classes", "encoder_hidden_states")
+)
+
+
+def require_network(net: object) -> None:
+    """Check that a network can be called with state and time by position.
+
+    Raises:
+        TypeError: for what is no function, and for one of other arguments, with how to wrap it.
+
+    Examples:
+        >>> require_network(lambda x, *, sd: x)
+        Traceback (most recent call last):
+        ...
+        TypeError: a network is called as net(x, t, **model_kwargs), and <lambda>(x, *, sd) takes other arguments: ...
+    """
+    require_function("the network", net, "of (x, label)")
+    signature = _signature(net)
+    wrapped = "" if signature is None else _wrapped(list(signature.parameters.values()))
+    if wrapped:
+        name = type(net).__name__
+        named = f"{name}.forward" if isinstance(net, nn.Module) else function_name(net, name)
+        raise TypeError(
+            f"a network is called as net(x, t, **model_kwargs), and {named}{str(signature)[:ARGUMENTS]} takes other "
+            f"arguments: give {wrapped}"
+        )
+
+
+def _signature(net: object) -> inspect.Signature | None:
+    """The arguments of a network; None where it does not tell."""
+    called = net.forward if isinstance(net, nn.Module) else net
+    assert callable(called)
+    try:
+        return inspect.signature(called).replace(return_annotation=inspect.Signature.empty)
+    except (TypeError, ValueError):
+        return None
+
+
+def _wrapped(parameters: Sequence[inspect.Parameter]) -> str:
+    """A function of state and time around a network of other arguments; empty for one of these."""
+    if any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters):
+        return ""
+    first = [each.name for each in parameters if each.kind in BY_POSITION]
+    others = [each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
+    times = [each.name for each in parameters if each.name in TIMES]
+    if len(first) > 1:
+        return _reordered(first, times)
+    return _by_name(others, times, state=not first) if others or not first else "lambda x, t: net(x)"
+
+
+def _by_name(names: Sequence[str], times: Sequence[str], *, state: bool) -> str:
+    """A function of state and time around a network that takes time, or `state` as well, by name alone."""
+    x = next((name for name in names if name in STATES), "x")
+    t = [*times, *(name for name in names if name != x), "t"][0]
+    given = f"{x}=x" if state else "x"
+    return f"lambda x, t, **kwargs: net({given}, {t}=t, **kwargs)"
+
+
+def _reordered(first: Sequence[str], times: Sequence[str]) -> str:
+    """A function of state and time around a network whose arguments have another order; empty for this one."""
+    if first[0] in TIMES and first[1] in STATES:
+        return "lambda x, t, **kwargs: net(t, x, **kwargs)"
+    if first[1] in CONDITIONS and times:
+        return f"lambda x, t, **kwargs: net(x, {times[0]}=t, **kwargs)"
+    return ""
 
 
 @dataclass(frozen=True)

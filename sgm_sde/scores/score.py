@@ -34,7 +34,7 @@ from sgm_sde.processes.base import (
     measuring_times,
     require_sde,
 )
-from sgm_sde.scores.calls import tell_call
+from sgm_sde.scores.calls import require_network, tell_call
 from sgm_sde.scores.conditions import ROWS, bare
 from sgm_sde.scores.time_labels import TimeLabel, require_label
 
@@ -93,7 +93,8 @@ class Score(Value, ReachesNetwork):
         ValueError: for a prediction of another name, and pairs that were coupled for another prediction than a flow; at
             a call, if the output is not floating-point of the shape of x, or x was changed in place, or where coupled
             pairs give no score.
-        TypeError: if the prediction needs a process with alpha(t) and sigma(t) and there is none.
+        TypeError: if the prediction needs a process with alpha(t) and sigma(t) and there is none; for a network that
+            does not take state and time by position.
 
     Examples:
         >>> import sgm_sde as sg
@@ -119,7 +120,7 @@ class Score(Value, ReachesNetwork):
         dtype: torch.dtype | None = None,
         coupled: bool = False,
     ) -> None:
-        require_function("the network", net, "of (x, label)")
+        require_network(net)
         if isinstance(net, Score) and prediction != "score":
             raise TypeError(f"a network that predicts {prediction} is needed, got the score {described(net)}")
         require_sde(sde)

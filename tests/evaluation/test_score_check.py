@@ -507,3 +507,35 @@ def test_a_time_that_runs_the_other_way_is_named(score: sg.Score, said: str) -> 
     with pytest.raises(CheckError) as told:
         check_score(score, MANY)
     assert said in str(told.value)
+
+
+@pytest.mark.parametrize("sde", [VP, SDE], ids=["time", "table"])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_labels_that_data_do_not_distinguish_are_all_named(sde: sg.LinearSDE, offset: float) -> None:
+    """1000 t and the index 1000 t - 1, whichever it was."""
+    exact = LAW.score(sde)
+
+    def noise(x: Tensor, label: Tensor) -> Tensor:
+        t = ((label.double() + offset) / 1000).clamp(sde.eps, sde.T)
+        return exact.predict("noise", x, t).to(x)
+
+    with pytest.raises(CheckError) as told:
+        check_score(sg.from_noise(noise, sde), DATA)
+    named, others = str(told.value).split("; these data do not distinguish that label from ")
+    labels = ["time_labels.flow(1000)", "time_labels.ddpm(1000)"]
+    first, second = labels if sde is VP else labels[::-1]
+    assert first in named and second in others
+
+
+def test_another_reading_that_explains_as_much_as_other_data_is_named_beside_them() -> None:
+    """A flow from noise, read as one from data: of a Gaussian it is that of other data, exactly."""
+    sde = sg.RectifiedFlowSDE()
+    law = sg.oracles.Gaussian(torch.full((4,), 0.4), 0.09)
+    exact = law.score(sde)
+
+    def velocity(x: Tensor, tau: Tensor) -> Tensor:
+        return -exact.predict("flow", x, (1 - tau).clamp(sde.eps, sde.T))
+
+    with pytest.raises(CheckError, match="give data of the place and scale that it was trained on; or, ") as told:
+        check_score(sg.from_flow(velocity, sde), law.sample(64, seed=3))
+    assert "as adapters.from_flow_matching(net, from_noise=True) makes it" in str(told.value)

@@ -196,6 +196,24 @@ def test_betas_of_the_literature_are_taken_and_their_alphas_are_not(name: str, n
                 sg.DiscreteVPSDE(wrong)
 
 
+@pytest.mark.parametrize("name", ["linear", "scaled linear", "sigmoid"])
+def test_betas_from_the_last_are_refused(name: str) -> None:
+    """Noise that falls with the index; equal betas, and those that fall in part, stay what they are."""
+    betas = literature(1000)[name].tolist()
+    with pytest.raises(ValueError, match=r"betas rise with the index, from data to noise, got a table from betas\[0\]"):
+        sg.DiscreteVPSDE(betas[::-1])
+    assert sg.DiscreteVPSDE([betas[-1]] * 50).betas[0] == betas[-1]
+    assert sg.DiscreteVPSDE([betas[-1], *betas]).betas[0] == betas[-1]
+
+
+def test_betas_from_the_last_that_leave_no_signal_at_first_are_refused() -> None:
+    """The cosine's, whose last is nearly 1: they may be alphas as well."""
+    with pytest.raises(
+        ValueError, match=r"betas are small at first.* did you pass alphas .*from the last, betas\[::-1\]"
+    ):
+        sg.DiscreteVPSDE(sg.presets.iddpm_cosine(100).betas[::-1])
+
+
 def test_a_table_without_signal_is_refused() -> None:
     """alpha(T) = 0.1^(60/2) is a number in single precision, 0.1^(90/2) is none."""
     assert float(sg.DiscreteVPSDE([0.9] * 60).alpha(1.0)) == pytest.approx(1e-30, rel=1e-9)

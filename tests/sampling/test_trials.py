@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -502,3 +503,21 @@ def test_a_process_of_a_table() -> None:
     sde = sg.presets.ddpm()
     found = sg.pilot(ORACLE.score(sde), sde, (8, 2), nfe=[5, 10], **QUICK)
     assert found[10].errors[0][1] < found[5].errors[0][1] < 0.2
+
+
+def remarks_on_other_noises(law: Any, n: int) -> list[str]:
+    """Those of a pilot on n noises that say the error on others may be far from what is stated."""
+    score = law.score(VP)
+    found = sg.pilot(score, VP, (n, 2), nfe=12, candidates=["unipc2"], reference_nfe=64, seed=1)
+    return [remark for remark in found.remarks if "how large the error is on other noises" in remark]
+
+
+def test_an_error_that_is_that_of_single_noises_is_told() -> None:
+    """Of data with heavy tails; a Gaussian's errors are alike, and few noises have a remark of their own."""
+    heavy = sg.oracles.GaussianMixture(
+        torch.zeros(3, 2), torch.tensor([0.1, 1.0, 10.0]), torch.tensor([0.6, 0.37, 0.03])
+    )
+    (said,) = remarks_on_other_noises(heavy, 32)
+    assert said.startswith("cannot tell how large the error is on other noises, where one noise makes half")
+    assert remarks_on_other_noises(sg.oracles.Gaussian(torch.zeros(2), 0.25), 32) == []
+    assert remarks_on_other_noises(heavy, 4) == []

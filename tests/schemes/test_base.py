@@ -10,7 +10,7 @@ import torch
 
 import sgm_sde as sg
 from sgm_sde.likelihood import FixedGrid
-from sgm_sde.schemes.base import ADAPTIVE, REGISTRY, called, resolve, resolve_any
+from sgm_sde.schemes.base import ADAPTIVE, NEAREST, REGISTRY, called, resolve, resolve_any
 from sgm_sde.schemes.table import WIDTH, SolverTable
 from sgm_sde.testing import OrderMeasurement
 from tests import golden
@@ -101,16 +101,47 @@ def test_names_and_solvers_are_resolved() -> None:
 
 
 @pytest.mark.parametrize(
-    "name, nearest", [("dpm++9", "dpm++"), ("eulr-xx", "euler"), ("unipc33", "unipc3"), ("zzzzzz", "")]
+    ("name", "nearest", "n"),
+    [("dpm++9", "dpm++", 4), ("eulr-xx", "euler", 1), ("unipc33", "unipc3", 4), ("langevin", "annealed-langevin", 1)],
 )
-def test_unknown_names_are_met_with_near_ones(name: str, nearest: str) -> None:
-    """The four nearest, the best first."""
+def test_unknown_names_are_met_with_near_ones(name: str, nearest: str, n: int) -> None:
+    """Four at most, the best first."""
     with pytest.raises(ValueError, match="unknown solver") as error:
         resolve(name)
     shown = re.findall(r"'([^']+)'", str(error.value).split("did you mean")[1])
     assert set(shown) <= set(REGISTRY)
-    assert len(shown) == 4
+    assert len(shown) == n
     assert shown[0].startswith(nearest)
+
+
+@pytest.mark.parametrize("name", ["zzzzzz", "lawson", "gradient_estimation", "cosine"])
+def test_names_that_are_near_none_are_met_with_none(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^unknown solver '{name}'\. solvers\(\) has all of them$"):
+        resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("dpm_fast", "what comes nearest is 'dpm3' with nfe="),
+        ("dpm_adaptive", "what comes nearest is 'exp-rk32'"),
+        ("EulerDiscreteScheduler", "what comes nearest is 'ddim', which is Euler's method in the noise level"),
+        ("DPMSolverMultistepScheduler", r"what comes nearest is 'dpm\+\+2m'$"),
+        ("linear", "'linear' is no solver but a grid, which grid= takes: steps of equal time are 'uniform'"),
+        ("karras", "'karras' is no solver but a grid, which grid= takes$"),
+    ],
+)
+def test_names_of_other_libraries_lead_to_what_there_is_here(name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        resolve(name)
+
+
+@pytest.mark.parametrize("words", NEAREST.values(), ids=list(NEAREST))
+def test_what_comes_nearest_is_there(words: str) -> None:
+    """Every solver that is named as the nearest to one elsewhere is a name."""
+    names = re.findall(r"'([^' ]+)'", words)
+    assert names == [name for name in names if resolve_any(name)]
+    assert names
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -157,11 +158,8 @@ ADVICE: dict[str, tuple[Callable[[], object], str]] = {
     "times in the place of indices": (lambda: sampled(lambda x, t: x + CLASSES(t)), f"{INT64}; {LABELLED}"),
     "a time beyond the table": (lambda: sampled(lambda x, t: x + CLASSES((1000 * t).long())), LABELLED),
     # Other forms.
-    "no time": (lambda: sampled(lambda x: x), f"{CALLED_AS}lambda x, t: net(x)"),
-    "a layer": (lambda: sampled(nn.Linear(2, 2)), f"{CALLED_AS}lambda x, t: net(x)"),
-    "a layer that is given as a score": (lambda: sg.sample(nn.Linear(2, 2), VP, (3, 2), nfe=2), CALLED_AS),
-    "time by its name": (lambda: sampled(lambda x, *, sigma: x), "lambda x, t: net(x, sigma=t)"),
-    "time first": (lambda: sampled(lambda t, x: x + nn.Linear(1, 2)(t[:, None])), "state and time by position"),
+    "more than it says": (lambda: sampled(lambda *args: nn.Linear(2, 2)(*args)), f"{CALLED_AS}lambda x, t: net(x)"),
+    "time first": (lambda: sampled(lambda a, b: b + nn.Linear(1, 2)(a[:, None])), "state and time by position"),
     "an energy": (
         lambda: sampled(lambda x, t: gradient(x.requires_grad_())),
         "`with torch.enable_grad():` at x.detach().requires_grad_()",
@@ -220,3 +218,79 @@ def test_a_label_s_own_exception_says_what_it_was_called_with() -> None:
     with pytest.raises(RuntimeError, match="4 elements") as error:
         sg.sample(score, VP, (4, 2), nfe=2, seed=0)
     assert error.value.__notes__ == ["time_label was called with the times t (B,), here a tensor of shape (4,)"]
+
+
+class ByName(nn.Module):
+    def forward(self, x: Tensor, *, timesteps: Tensor) -> Tensor:
+        return x
+
+
+class AllByName(nn.Module):
+    def forward(self, *, sample: Tensor, timestep: Tensor, y: Tensor | None = None) -> Tensor:
+        return sample
+
+
+class TimeFirst(nn.Module):
+    def forward(self, t: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return x
+
+
+class ConditionFirst(nn.Module):
+    def forward(self, x: Tensor, context: Tensor | None = None, timesteps: Tensor | None = None) -> Tensor:
+        return x
+
+
+OTHERS = {
+    "time by its name": (ByName(), "ByName.forward(x: ", "lambda x, t, **kwargs: net(x, timesteps=t, **kwargs)"),
+    "a function": (lambda x, *, sd: x, "<lambda>(x, *, sd) takes", "lambda x, t, **kwargs: net(x, sd=t, **kwargs)"),
+    "all by name": (
+        AllByName(), "AllByName.forward(*, sample: ", "lambda x, t, **kwargs: net(sample=x, timestep=t, **kwargs)"
+    ),
+    "time first": (TimeFirst(), "TimeFirst.forward(t: ", "lambda x, t, **kwargs: net(t, x, **kwargs)"),
+    "a condition before time": (
+        ConditionFirst(), "ConditionFirst.forward(x: ", "lambda x, t, **kwargs: net(x, timesteps=t, **kwargs)"
+    ),
+    "no time": (nn.Linear(2, 2), "Linear.forward(input: ", "lambda x, t: net(x)"),
+}  # fmt: skip
+MAKERS: dict[str, Callable[[Any], object]] = {
+    "from_noise": lambda net: sg.from_noise(net, VP),
+    "from_v": lambda net: sg.from_v(net, VP),
+    "from_flow": lambda net: sg.from_flow(net, VP),
+    "from_denoiser": lambda net: sg.from_denoiser(net, VP),
+    "from_score": lambda net: sg.from_score(net, VP),
+    "sample": lambda net: sg.sample(net, VP, (3, 2), nfe=2),
+    "log_prob": lambda net: sg.log_prob(net, VP, torch.zeros(3, 2)),
+    "from_edm": lambda net: sg.adapters.from_edm(net),
+    "from_flow_matching": lambda net: sg.adapters.from_flow_matching(net, from_noise=True),
+}
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("case", OTHERS, ids=case_id)
+def test_networks_of_other_arguments_are_refused_with_how_to_wrap_them(maker: str, case: str) -> None:
+    """Where they are given, and what is given in their place is taken."""
+    net, named, wrapped = OTHERS[case]
+    with pytest.raises(TypeError) as error:
+        MAKERS[maker](net)
+    said = str(error.value)
+    assert said.startswith(f"a network is called as net(x, t, **model_kwargs), and {named}")
+    assert said.endswith(f" takes other arguments: give {wrapped}")
+    score = sg.from_noise(eval(wrapped, {"net": net}), VP)
+    assert sg.sample(score, VP, (3, 2), nfe=2, seed=0).x.shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        lambda x, t, y=None: x,
+        lambda *inputs: inputs[0],
+        lambda x, t, *, y=None, **others: x,
+        lambda x, y, context=None: x,
+        partial(lambda x, t, scale: x, scale=2.0),
+        nn.Bilinear(2, 2, 2),
+        torch.multiply,
+    ],
+    ids=["condition", "any", "by name", "no time named", "partial", "module", "built in"],
+)  # fmt: skip
+def test_networks_that_take_state_and_time_are_taken(net: Callable[..., Tensor]) -> None:
+    assert sg.from_noise(net, VP).net is net
