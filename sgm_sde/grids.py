@@ -976,22 +976,9 @@ def rule(name: str) -> GridRule:
         raise TypeError(f"a grid's rule has a name, got {described(name)}")
     if name in RULES:
         return RULES[name]
-    if words := words_of_grid(name):
-        raise ValueError(f"unknown grid {name!r}{words}")
+    if words := ELSEWHERE.get(name.lower().replace("_", "-")):
+        raise ValueError(f"unknown grid {name!r}: {words}")
     raise unknown("grid", name, RULES)
-
-
-def words_of_grid(name: str) -> str | None:
-    """Words for what there is of a grid that other libraries have; empty for one of our own, None for no grid.
-
-    Examples:
-        >>> words_of_grid("logSNR"), words_of_grid("karras"), words_of_grid("ddim")
-        (": equal steps of log-SNR are 'log-snr'", '', None)
-    """
-    if name in RULES:
-        return ""
-    there = ELSEWHERE.get(name.lower().replace("_", "-"))
-    return f": {there}" if there else None
 
 
 def rule_name(rule: GridRule) -> str:

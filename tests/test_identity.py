@@ -442,13 +442,17 @@ def test_functions_differ_by_what_they_do() -> None:
         def __call__(self, x: Tensor, t: Tensor) -> Tensor:
             return x - 1
 
+    class Dropped(nn.Dropout):
+        def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+            return super().forward(x)
+
     Down.__qualname__ = Up.__qualname__
     functions: list[Callable[..., Tensor]] = [
         lambda x, t: 0.5 * x, lambda x, t: 0.6 * x, lambda x, t: x + 0.5, lambda x, t: x - 0.5, scaled(1.0),
         scaled(2.0),
         lambda x, t, s=0.5: s * x, lambda x, t, s=0.6: s * x, lambda x, t: SCALE * x, partial(torch.mul, 2.0),
         partial(torch.mul, 3.0), Net(0), Net(1), Sine(0), Net(0).forward, Holder(Net(0)), Holder(Net(1)), Up(), Down(),
-        nn.Dropout(0.1), nn.Dropout(0.2), torch.relu, torch.tanh,
+        Dropped(0.1), Dropped(0.2), torch.relu, torch.tanh,
     ]  # fmt: skip
     scores = [sg.from_score(function, SDE) for function in functions]
     assert len({text(score) for score in scores}) == len(scores)

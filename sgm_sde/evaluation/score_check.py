@@ -86,6 +86,7 @@ LIKELY = 3.0  # the same of a single comparison
 OWN_CALLS = 32  # for samples of its own
 OWN_RUNS = 4  # for each datum at most, where data have few numbers
 SPREAD = 0.1  # of the data's standard deviation: more or less of its own samples is told
+REPEATED = 1e-3  # of the data's standard deviation, from which on a second call is another: half precision moves less
 UNTRAINED = 1.1  # times the error of the best linear estimate, from which on a network has learnt nothing
 MOST_NOISES = 32  # for each datum, where data have few numbers
 NUMBERS = 16384  # of states, which are enough at a noise level
@@ -207,10 +208,11 @@ def check_score(
             than of data in `sg.PerSample`, and a network that returns what is not finite.
 
     Warns:
-        ScoreCheckWarning: if it errs a quarter more than the Gaussian at some noise level, or its estimate of the noise
-            near pure noise displaces samples by a quarter of the noise's standard deviation or more; if it errs a tenth
-            more than the best linear estimate; and if samples of its own spread a tenth more or less than the data, by
-            three standard errors. Of guided scores the last two are not asked.
+        ScoreCheckWarning: if a second call on the same states moves its estimates; if it errs a quarter more than the
+            Gaussian at some noise level, or its estimate of the noise near pure noise displaces samples by a quarter of
+            the noise's standard deviation or more; if it errs a tenth more than the best linear estimate; and if
+            samples of its own spread a tenth more or less than the data, by three standard errors. Of guided scores the
+            last two are not asked.
         PriorWarning: if at T the process leaves so much of these data that samples, which start from noise alone, are
             off by a quarter of the data's standard deviation.
 
@@ -240,6 +242,7 @@ def check_score(
     noised = noises.first
     with torch.no_grad():
         estimates = [noised.estimate_of(model, k) for k in range(len(noised.nodes))]
+        _compare_with_itself(noised, model, estimates)
         found = noised.check([noised.error(estimate) for estimate in estimates])
         better = _better_reading(score, noises, model.kwargs, found) if type(score) is Score else None
         if not score.coupled and (better is not None or max(found._ratios) > WORSE_AT_A_LEVEL):
@@ -259,6 +262,20 @@ def check_score(
         with torch.no_grad():
             _compare_spread(noises, model)
     return found
+
+
+def _compare_with_itself(noised: _Noised, model: BoundScore, estimates: Sequence[Tensor]) -> None:
+    """Warn of a network that returns something else where it is asked again."""
+    k = len(estimates) // 2
+    again = noised.estimate_of(model, k)
+    moved = float((again - estimates[k]).double().square().mean().sqrt()) / noised.std
+    if moved > REPEATED:
+        warn(
+            f"asked again for the same states, the network moves its estimates by {moved:.2g} of the data's standard "
+            f"deviation: it keeps something from call to call, or draws noise of its own, so that samples depend on "
+            f"more than their seeds",
+            ScoreCheckWarning,
+        )
 
 
 def _compare_with_gaussian(found: ScoreCheck) -> None:

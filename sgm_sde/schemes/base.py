@@ -19,7 +19,7 @@ from sgm_sde.engine.adaptive import Integration, Pair
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource, SampleSeeds
 from sgm_sde.engine.program import Form, Program, Step, compile_program
-from sgm_sde.grids import Grid, GridRule, rule, words_of_grid
+from sgm_sde.grids import ELSEWHERE, RULES, Grid, GridRule, rule
 from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, Missing, has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
@@ -595,6 +595,12 @@ def _require_no_grid(given: str, known: Iterable[str]) -> None:
         raise ValueError(f"{given!r} is a solver and a grid: give solver={canonical(name)!r}, grid={grid!r}")
 
 
+def _words_of_grid(name: str) -> str | None:
+    """Words for what there is of a grid that other libraries have; empty for one of our own, None for no grid."""
+    there = ELSEWHERE.get(name.lower().replace("_", "-"))
+    return "" if name in RULES else f": {there}" if there else None
+
+
 def _resolve(solver: object, known: Mapping[str, Callable[[], Found]], option: str = "solver") -> Solver | Found:
     if isinstance(solver, Solver):
         return solver
@@ -609,8 +615,7 @@ def _resolve(solver: object, known: Mapping[str, Callable[[], Found]], option: s
         _require_no_grid(solver, known)
         if name in NEAREST:
             raise ValueError(f"unknown {option} {solver!r}: what comes nearest is {NEAREST[name]}")
-        words = words_of_grid(solver)
-        if words is not None:
+        if (words := _words_of_grid(solver)) is not None:
             raise ValueError(f"{solver!r} is no solver but a grid, which grid= takes{words}")
         raise unknown("solver", solver, known, " solvers() has all of them", spelled=name)
     return known[name]()

@@ -539,3 +539,29 @@ def test_another_reading_that_explains_as_much_as_other_data_is_named_beside_the
     with pytest.raises(CheckError, match="give data of the place and scale that it was trained on; or, ") as told:
         check_score(sg.from_flow(velocity, sde), law.sample(64, seed=3))
     assert "as adapters.from_flow_matching(net, from_noise=True) makes it" in str(told.value)
+
+
+def test_a_network_that_keeps_something_between_calls_is_told() -> None:
+    """A hundredth of its estimate is that of the call before: its second call on the same states is another."""
+    kept = [torch.zeros_like(DATA)]
+
+    def noise(x: Tensor, index: Tensor) -> Tensor:
+        own = by_index("noise")(x, index)
+        kept.append(torch.lerp(own, kept[-1], 0.01) if kept[-1].shape == own.shape else own)
+        return kept[-1]
+
+    score = sg.from_noise(noise, SDE, time_label=sg.time_labels.ddpm(1000))
+    with pytest.warns(sg.testing.ScoreCheckWarning, match="asked again for the same states, the network moves"):
+        check_score(score, DATA)
+
+
+def test_a_network_that_draws_noise_of_its_own_is_told() -> None:
+    def noise(x: Tensor, index: Tensor) -> Tensor:
+        own = by_index("noise")(x, index)
+        return own + 0.01 * torch.randn_like(x)
+
+    score = sg.from_noise(noise, SDE, time_label=sg.time_labels.ddpm(1000))
+    with pytest.warns(sg.testing.ScoreCheckWarning, match="or draws noise of its own") as told:
+        check_score(score, DATA)
+    said = float(str(told[0].message).split("estimates by ")[1].split()[0])
+    assert 0.003 < said < 0.03

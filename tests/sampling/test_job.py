@@ -7,6 +7,7 @@ import gc
 import math
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,6 +62,19 @@ def pieces(score: Any, sde: sg.SDE, nodes: list[int], execution: sg.Execution | 
 
 
 # --- stopped and resumed ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")
+@pytest.mark.parametrize("name", ["dpm++3m", "er-sde3", "pc of 3", "fixed replacement"])
+def test_a_result_that_was_saved_goes_on(name: str, tmp_path: Path) -> None:
+    """By `torch.save`, with all that the rest of the run builds on."""
+    score, options = MODES.score(VP), {"shape": (3, 2), "solver": SAMPLERS[name], "seed": 5}
+    grid = plan(VP, SAMPLERS[name], steps=5)[1]
+    whole = sg.sample(score, VP, grid=grid, **options)
+    torch.save(sg.sample(score, VP, grid=grid, execution=until(grid.times[3]), **options), tmp_path / "first.pt")
+    kept = torch.load(tmp_path / "first.pt", weights_only=False)
+    assert kept.continuation.t == grid.times[3]
+    assert torch.equal(sg.sample(score, VP, resume=kept).x, whole.x)
 
 
 @pytest.mark.parametrize("sde", [VP, EDM], ids=case_id)
