@@ -1,9 +1,10 @@
 r"""The grid on which likelihoods are computed.
 
-A long process, such as `VPSDE(T=10)` with $\lambda_T = -500$, is pure noise in nearly all of its log-SNR. There is
-nothing to integrate: the flow moves in the angle $\theta$ of $\cot\theta = \sigma_d\,e^\lambda$, which is $\pi/2$
-there but for what cannot be told from it. So the curve of the grid begins at $\sigma_d\,e^\lambda = 10^{-4}$, and is
-bent to end at T all the same, smoothly in $\theta$.
+A long process, such as `VPSDE(T=10)` with $\lambda_T = -500$, is pure noise in nearly all of its log-SNR, and one that
+begins at a noise of 1e-5 is data in much of it. There is nothing to integrate: the flow moves in the angle $\theta$ of
+$\cot\theta = \sigma_d\,e^\lambda$, which is $\pi/2$ or 0 there but for what cannot be told from it. So the curve of the
+grid goes from $\sigma_d\,e^\lambda = 10^{-4}$ to $10^4$ at most, and is bent to end where the process does all the
+same, smoothly in $\theta$.
 """
 
 from __future__ import annotations
@@ -20,48 +21,67 @@ from sgm_sde._utils.checks import FAR, number, settle
 from sgm_sde.grids import GridRule
 from sgm_sde.processes.base import SDE
 
-PURE_NOISE = 1e-4  # signal over noise below which one interval is enough
+NEXT_TO_NOTHING = 1e-4  # signal over noise, and noise over signal, below which one interval is enough
 MOST = 700.0  # that exp takes
 
 
 class Curve(NamedTuple):
     r"""$\lambda$ as a function of u in [0, 1], from the noise to the data.
 
-    $$ \tilde\lambda = c + b\,\sinh(a(u - u_0)), \qquad e^\lambda = e^{\tilde\lambda} + m $$
+    $$ \tilde\lambda = c + b\,\sinh(a(u - u_0)), \qquad e^{\lambda'} = e^{\tilde\lambda} + m, \qquad
+       e^{-\lambda} = e^{-\lambda'} + m' $$
 
-    with $m = e^{\lambda(0)} - e^{\tilde\lambda(0)}$, which is 0 unless the process goes on far into pure noise. Both
-    ends of $\lambda$ are the process's own.
+    with m and m' for which both ends of $\lambda$ are the process's own. Unless it goes on far into pure noise m is 0,
+    and m' unless it goes on far to the data.
 
     Attributes:
         c: where steps are shortest.
         b: half of their length there, in units of a.
         u_0: its place.
         a: the stretch.
-        first: lambda at u = 0.
-        bent: whether m is not 0.
+        first: lambda' at u = 0, where m is not 0.
+        last: lambda at u = 1, where m' is not 0.
     """
 
     c: float
     b: float
     u_0: float
     a: float
-    first: float
-    bent: bool
+    first: float | None = None
+    last: float | None = None
 
     def __call__(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """lambda and d lambda / du."""
-        angle = self.a * (u - self.u_0)
-        lam = self.c + self.b * np.sinh(angle)
-        d_lam = self.a * self.b * np.cosh(angle)
-        if not self.bent:
+        lam, d_lam = self._from_noise(u)
+        if self.last is None:
             return lam, d_lam
 
-        # e^lambda = (e^lam - e^start) + e^first, in logarithms: e^first may be 0 in floating point.
-        start = self.c + self.b * math.sinh(-self.a * self.u_0)
-        with np.errstate(divide="ignore"):
-            above = lam + np.log(-np.expm1(np.minimum(start - lam, 0.0)))
-        bent = np.logaddexp(above, self.first)
-        return bent, d_lam * np.exp(np.minimum(lam - bent, MOST))
+        end, _ = self._from_noise(np.ones(1))
+        bent, d_lam = _bent(-lam, d_lam, -end, -self.last)
+        return -bent, d_lam
+
+    def _from_noise(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """lambda' and d lambda' / du."""
+        lam, d_lam = self._straight(u)
+        if self.first is None:
+            return lam, d_lam
+
+        start, _ = self._straight(np.zeros(1))
+        return _bent(lam, d_lam, start, self.first)
+
+    def _straight(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same of the hyperbolic sine alone."""
+        angle = self.a * (u - self.u_0)
+        return self.c + self.b * np.sinh(angle), self.a * self.b * np.cosh(angle)
+
+
+def _bent(lam: np.ndarray, d_lam: np.ndarray, start: np.ndarray, first: float) -> tuple[np.ndarray, np.ndarray]:
+    """The logarithm of e^lam + m, and its derivative up to sign, with the m for which it is `first` at `start`."""
+    # e^lambda = (e^lam - e^start) + e^first, in logarithms: e^first may be 0 in floating point.
+    with np.errstate(divide="ignore"):
+        above = lam + np.log(-np.expm1(np.minimum(start - lam, 0.0)))
+    bent = np.logaddexp(above, first)
+    return bent, d_lam * np.exp(np.minimum(lam - bent, MOST))
 
 
 @dataclass(frozen=True)
@@ -106,14 +126,25 @@ class Stretched(GridRule):
                 f"and eps > 0"
             )
 
-        noise = math.log(PURE_NOISE) - math.log(self.data_std)
-        bent = first < noise < last
-        begin = noise if bent else first
-        if bent:  # m, which is added to all of e^lambda, must not move the end: there it is taken off beforehand
-            last += math.log1p(math.exp(noise - last) - math.exp(first - last))
-        c = min(max(math.log(3) - math.log(self.data_std), begin), last)
-        u_0, b = self._shape(c - begin, last - c)
-        return Curve(c, b, u_0, self.stretch, first, bent)
+        # m and m' are added to all of e^lambda and e^-lambda, but must not move the other end: there it is taken off.
+        least = math.log(NEXT_TO_NOTHING) - math.log(self.data_std)
+        most = -math.log(NEXT_TO_NOTHING) - math.log(self.data_std)
+        begin = first
+        finish = last
+        to_data = first < most < last
+        if to_data:
+            begin = first - math.log1p(math.exp(first - most) - math.exp(first - last))
+            finish = most
+
+        from_noise = begin < least < finish
+        bent_begin = begin
+        if from_noise:
+            finish += math.log1p(math.exp(least - finish) - math.exp(begin - finish))
+            begin = least
+
+        c = min(max(math.log(3) - math.log(self.data_std), begin), finish)
+        u_0, b = self._shape(c - begin, finish - c)
+        return Curve(c, b, u_0, self.stretch, bent_begin if from_noise else None, last if to_data else None)
 
     def _shape(self, before: float, after: float) -> tuple[float, float]:
         """u_0 and b of ways of these lengths from c to the ends."""

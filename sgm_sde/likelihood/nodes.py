@@ -26,7 +26,7 @@ from sgm_sde.likelihood.trace import TraceScore
 from sgm_sde.processes.linear import LinearNode, LinearSDE
 from sgm_sde.processes.predictions import convert
 
-LEAST, MOST = 48, 192  # steps of the default's first grid
+LEAST = 48  # steps of the default's first grid
 SHORTEST = 0.175  # of lambda, of its steps where data take shape
 
 
@@ -148,7 +148,7 @@ def _fixed_grid(sde: LinearSDE, *options: Any) -> GridFlow:
 def first_grid(sde: LinearSDE, eps: float, s: float) -> int:
     """Steps of the default's first grid: as many as it takes where data take shape, however far the process goes on."""
     needed = Stretched(data_std=s).steps_for(sde, sde.T, eps, SHORTEST)
-    return min(max(needed, LEAST), MOST)
+    return max(needed, LEAST)
 
 
 class NodeByNode:

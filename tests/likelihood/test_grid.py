@@ -88,7 +88,7 @@ def test_shares_of_jumps_integrate_polynomials(steps: int, degree: int, of_jumps
         assert coarse @ at**degree == pytest.approx(of_jumps / power, rel=1e-9)
 
 
-@pytest.mark.parametrize(("process", "steps"), [("vp", 48), ("edm", 48), ("ve", 48), ("sub-vp", 74), ("flow", 75)])
+@pytest.mark.parametrize(("process", "steps"), [("vp", 48), ("edm", 48), ("ve", 48), ("sub-vp", 60), ("flow", 68)])
 def test_the_first_grid_follows_the_way(process: str, steps: int) -> None:
     """In log-SNR: its steps where data take shape are no longer on processes that go further, nor fewer than 48."""
     sde = LINEAR[process]
@@ -103,9 +103,10 @@ def longest_of(sde: sg.LinearSDE, steps: int) -> float:
 
 
 def test_the_first_grid_has_an_end() -> None:
-    """However far a process goes."""
+    """However far a process goes: what is next to pure noise and next to none takes one interval each."""
     sde = sg.VESDE(sigma_min=1e-60, sigma_max=1e60)
-    assert first_grid(sde, sde.likelihood_eps, 0.5) == 192
+    assert first_grid(sde, sde.likelihood_eps, 0.5) == 74
+    assert longest_of(sde, 74) < 0.19
 
 
 LONG = {
@@ -114,6 +115,11 @@ LONG = {
     "beta": sg.VPSDE(beta_max=1000.0),
     "cosine": sg.CosineVPSDE(T=0.99999),
     "edm": sg.EDMSDE(sigma_max=1e5),
+}
+BEYOND = {  # that go on far to the data, or both ways
+    "flow": sg.RectifiedFlowSDE(T=0.99999),
+    "sub-vp": sg.SubVPSDE(),
+    "both": sg.VESDE(sigma_min=1e-60, sigma_max=1e60),
 }
 
 
@@ -156,16 +162,45 @@ def test_grids_end_at_the_process_own_ends(sde: sg.LinearSDE) -> None:
     assert float(sde.log_snr(times[1])) / 2 > -12
 
 
-@pytest.mark.parametrize("process", list(LONG))
+@pytest.mark.parametrize("process", [*LONG, *BEYOND])
 @pytest.mark.parametrize("eps", [1e-5, 1e-3, 0.3, 0.9])
 @pytest.mark.parametrize("data_std", [0.1, 0.5, 2.0])
 def test_curves_end_at_the_process_own_ends(process: str, eps: float, data_std: float) -> None:
     """As the grid does, whose nodes and whose tables are then of one curve."""
-    sde = LONG[process]
+    sde = (LONG | BEYOND)[process]
     lam, _ = Stretched(data_std=data_std).curve(sde, sde.T, eps)(np.array([0.0, 1.0]))
     first, last = (float(sde.log_snr(t)) / 2 for t in (sde.T, eps))
     assert lam[1] == pytest.approx(last, rel=1e-12, abs=1e-12)
     assert np.exp(lam[0]) == pytest.approx(np.exp(first), rel=1e-9, abs=1e-15)
+
+
+@pytest.mark.parametrize("process", list(BEYOND))
+def test_curves_rise_at_the_slope_that_they_say(process: str) -> None:
+    """Bent at both ends, at every place."""
+    sde = BEYOND[process]
+    curve = Stretched().curve(sde, sde.T, sde.likelihood_eps)
+    u = np.linspace(0.02, 0.98, 49)
+    h = 1e-6
+    before, after = (curve(place)[0] for place in (u - h, u + h))
+    _, slope = curve(u)
+    np.testing.assert_allclose(slope, (after - before) / (2 * h), rtol=1e-6)
+    assert bool((slope > 0).all())
+
+
+@pytest.mark.parametrize("std", [1e-3, 3e-4])
+@pytest.mark.parametrize("process", ["flow", "sub-vp"])
+def test_small_scales_beside_large_ones(process: str, std: float) -> None:
+    """Far below the noise at which data take shape they are seen, and what steps leave there is refined."""
+    sde = LINEAR[process]
+    scales = torch.tensor([1.0, std], dtype=F64)
+    oracle = sg.oracles.Gaussian(torch.zeros(2, dtype=F64), torch.diag(scales**2))
+    x = oracle.sample(24, sde, sde.likelihood_eps, seed=0, dtype=F64)
+    known = exact(oracle, process, x)
+
+    res = sg.log_prob(oracle.score(sde), sde, x, prior=lambda z: oracle.log_prob(z, sde, sde.T))
+    off = (res.value - known).abs() / 2
+    assert float(off.quantile(0.95)) < 1e-4
+    assert int((off > res.error / 2 + 1e-6).sum()) <= 1
 
 
 @pytest.mark.parametrize("mean", [0.0, 5.0])
