@@ -19,10 +19,8 @@ CACHED = 2**22  # numbers that a tree holds of what samples visited last: 32 MiB
 MADE = 2**23  # numbers that it holds of the first pieces of all samples: 64 MiB
 FIRST = 5  # levels of them: 32 pieces
 FEW = 64  # numbers of a sample below which arrays are quicker with the samples next to one another
-FEW_AT_A_TIME = 2**15  # numbers of those, and of others, so that what is computed of them stays in a core's cache
-MANY_AT_A_TIME = 2**16
+AT_A_TIME = 2**16  # numbers, so that what is computed of them stays in a core's cache
 POINTS_AT_A_TIME = 2**17
-MOST_AT_REST = 0.25  # share of samples at their place from which the others go on without them
 SCALES = 0.5 * np.cumprod([1.0, *[math.sqrt(0.5)] * 1100])  # of a bridge's noise, level by level
 ONE = np.uint64(1)
 UNKNOWN = np.uint64(2**64 - 1)  # no node has this number
@@ -87,7 +85,7 @@ class BrownianTree:
         if not path.size:
             return path
 
-        step = max(1, (FEW_AT_A_TIME if self._few else MANY_AT_A_TIME) // self._size)
+        step = max(1, AT_A_TIME // self._size)
         fill = self._of_few_numbers if self._few else self._of_many_numbers
         for i in range(0, len(rows), step):
             some = slice(i, i + step)
@@ -100,35 +98,30 @@ class BrownianTree:
         r = places * pieces
         piece = np.minimum(r.astype(np.int64), pieces - 1)
         r -= piece
-        node = (piece + pieces).astype(np.uint64)
+
         keys = self._keys.take(rows, axis=1)
         start, end = self._first_piece(piece, rows, keys)
-        w = np.empty((self._size, len(r)))
-        np.multiply(start, 1 - r, out=w)
-        w += end * r
+        w = _between(start, end, r)
 
-        at = np.arange(len(r))  # those on the way, of all
-        level = FIRST
-        while True:
-            weight = _weights(r, level)
-            going = weight > 0
-            if np.count_nonzero(going) <= (1 - MOST_AT_REST) * len(r):
-                arrived = np.flatnonzero(~going)
-                path[at.take(arrived)] = w.take(arrived, axis=1).T
-                rest = np.flatnonzero(going)
-                if not len(rest):
-                    return
-                r, weight, node, at = (column.take(rest) for column in (r, weight, node, at))
-                w, keys = (columns.take(rest, axis=1) for columns in (w, keys))
-
+        order, going = _by_depth(r)
+        node = (piece.take(order) + pieces).astype(np.uint64)
+        r = r.take(order)
+        w = w.take(order, axis=1)
+        keys = keys.take(order, axis=1)
+        for level, n in enumerate(going, FIRST):  # those on the way come first
+            node = node[:n]
+            r = r[:n]
+            keys = keys[:, :n]
             z = self._of_nodes(node, keys)
-            z *= weight
-            w += z
+            z *= _weights(r, level)
+            w[:, :n] += z
+
             r *= 2
             right = r >= 1
             r -= right
             node = _half_of(node, right, level)
-            level += 1
+
+        path[order] = w.T
 
     @functools.cached_property
     def _keys(self) -> np.ndarray:
@@ -229,6 +222,29 @@ class BrownianTree:
             z[new] = visited[those] = self._drawn(node[new], those)
             nodes[those] = node[new]
         return z
+
+
+def _between(start: np.ndarray, end: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """Points (D, b) at shares r (b,) of the way from start to end."""
+    w, of_end = np.empty((2, *start.shape))
+    np.multiply(start, 1 - r, out=w)
+    np.multiply(end, r, out=of_end)
+    w += of_end
+    return w
+
+
+def _by_depth(r: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """The order of places r in [0, 1] by how many halvings lead to them, the most first, and how many places have more
+    than none, than one, and so on."""
+    share, exponent = np.frexp(r)
+    last = (share * 2.0**53).astype(np.int64)
+    last &= -last  # its last digit alone
+    _, zeros = np.frexp(last)
+    depth = np.where(r > 0, 54 - zeros - exponent, 0)
+
+    order = np.argsort(-depth.astype(np.int16), kind="stable")
+    there = np.bincount(depth).cumsum()
+    return order, (len(r) - there[:-1]).tolist()
 
 
 def _weights(r: np.ndarray, level: int) -> np.ndarray:

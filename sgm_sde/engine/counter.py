@@ -123,24 +123,23 @@ def squares(counter: Words | int, key: Words) -> Words:
     for added in (y, z, y):
         np.multiply(squared, squared, out=x)
         np.add(x, added, out=x)
-        _exchange(x, high)
+        _exchange(x, high, x)
         squared = x
     np.multiply(x, x, out=x)
-    np.add(x, z, out=x)
+    np.add(x, z, out=z)
 
-    np.copyto(z, x)
-    _exchange(x, high)
+    _exchange(z, high, x)
     np.multiply(x, x, out=x)
     np.add(x, y, out=x)
     np.right_shift(x, _HALF, out=x)
     return np.bitwise_xor(z, x, out=z)
 
 
-def _exchange(x: Words, high: Words) -> None:
-    """Exchange the halves of words, with memory for as many."""
+def _exchange(x: Words, high: Words, out: Words) -> None:
+    """Words with their halves exchanged, with memory for as many."""
     np.right_shift(x, _HALF, out=high)
-    np.left_shift(x, _HALF, out=x)
-    np.bitwise_or(x, high, out=x)
+    np.left_shift(x, _HALF, out=out)
+    np.bitwise_or(out, high, out=out)
 
 
 class Run:

@@ -114,6 +114,16 @@ def test_increments_between_places_next_to_nothing(d: int) -> None:
     assert 0 < np.abs(at(tree(2, d), smallest, 2)).max() < 7 * math.sqrt(smallest)
 
 
+@pytest.mark.parametrize("d", [1, 3, 70])
+def test_places_of_all_depths_together(d: int) -> None:
+    """Each path is what it is alone, to the last bit, however many halvings the others take."""
+    places = np.array([1.0, 2.0**-1074, 0.5, *TINY, 0.0, *PLACES, 1 - 2.0**-53])
+    n = len(places)
+    together = tree(n, d).at(places, np.arange(n))
+    alone = [tree(n, d).at(places[i : i + 1], np.array([i]))[0] for i in range(n)]
+    assert np.array_equal(together, np.stack(alone))
+
+
 def test_nodes_of_the_path_have_numbers_of_their_own() -> None:
     """Those on the ways to places of 53 digits, wherever their first digit is."""
     numbers: dict[int, tuple[int, int]] = {}
