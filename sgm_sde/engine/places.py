@@ -11,7 +11,7 @@ from torch import Tensor
 from sgm_sde._utils.shapes import as_time, column
 
 Kept = TypeVar("Kept")
-AT_A_TIME = 2**14  # places, at most: their values stay in a core's cache, and starting an operation takes little of it
+AT_A_TIME = 2**15  # places, at most: their values stay in a core's cache, and starting an operation takes little of it
 
 
 class AtPlaces(Generic[Kept]):
@@ -22,9 +22,8 @@ class AtPlaces(Generic[Kept]):
 
     Args:
         kind: makes what is kept of times (b,) and of coefficients, shaped to multiply states (b, *).
-        n: how many these are.
         values: the times, as the network is given them, and the coefficients at places (m,) in float64 on the host;
-            with a tensor on the host of the states' dtype.
+            with a tensor of the states' dtype.
 
     Attributes:
         like: the states, none of them, once they are known.
@@ -33,12 +32,10 @@ class AtPlaces(Generic[Kept]):
     def __init__(
         self,
         kind: Callable[..., Kept],
-        n: int,
         values: Callable[[Tensor, Tensor], Iterable[Tensor | float]],
     ) -> None:
         self.like: Tensor | None = None
         self._kind = kind
-        self._n = n
         self._values = values
         self._known: dict[int, Kept] = {}  # by where the places lie in memory
         self._places: Tensor | None = None  # those of `_known`, which stay where they are as long as they are held
@@ -63,12 +60,13 @@ class AtPlaces(Generic[Kept]):
 
     def _computed(self, places: Tensor, like: Tensor) -> list[Kept]:
         """The values that are kept, of each row of places u (n, b), computed for some at a time."""
-        table = torch.empty((self._n, places.numel()), dtype=like.dtype, device="cpu")
         blocks = -(-places.numel() // AT_A_TIME) or 1
-        for u, block in zip(places.reshape(-1).chunk(blocks), table.chunk(blocks, 1), strict=True):
-            for row, value in zip(block, self._values(u, table), strict=True):
-                row.copy_(as_time(value))
+        found = [self._shaped(u, like) for u in places.reshape(-1).chunk(blocks)]
+        values = found[0] if blocks == 1 else [torch.cat(parts) for parts in zip(*found, strict=True)]
+        rows = [value.view(*places.shape, *value.shape[1:]).unbind(0) for value in values]
+        return [self._kind(*row) for row in zip(*rows, strict=True)]
 
-        times, *coefficients = table.to(like.device).view(self._n, *places.shape)
-        shaped = (column(value, like) for value in coefficients)
-        return [self._kind(*row) for row in zip(times, *shaped, strict=True)]
+    def _shaped(self, u: Tensor, like: Tensor) -> list[Tensor]:
+        """Times, and coefficients shaped to multiply states, at places u (m,)."""
+        t, *coefficients = (as_time(value).expand(u.shape) for value in self._values(u, like))
+        return [t.to(like), *(column(value, like) for value in coefficients)]

@@ -102,7 +102,7 @@ class NormalisedFlow:
         self.scale = {end: spread(end, s) for end in (self.data, self.noise)}
         still = -FLAT - math.log(s)
         self.lam = {self.data: max(self.data.lam, still), self.noise: max(self.noise.lam, still - 1)}
-        self.coefficients = AtPlaces(_Coefficients, len(_Coefficients._fields), self._values)
+        self.coefficients = AtPlaces(_Coefficients, self._values)
 
     @property
     def ends(self) -> tuple[LinearNode, LinearNode]:

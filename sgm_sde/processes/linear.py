@@ -87,6 +87,7 @@ class MarginalAt:
     Most conversions need no derivatives, which cost more than the rest.
 
     Attributes:
+        t: the times.
         alpha: signal scale.
         sigma: noise scale.
         d_alpha: time derivative of alpha.
@@ -95,7 +96,7 @@ class MarginalAt:
 
     def __init__(self, sde: LinearSDE, t: Time) -> None:
         self.sde = sde
-        self.t = t
+        self.t = as_time(t)
 
     alpha: cached_property[Tensor] = cached_property(lambda at: at.sde.alpha(at.t))
     sigma: cached_property[Tensor] = cached_property(lambda at: at.sde.sigma(at.t))
@@ -212,12 +213,13 @@ class LinearSDE(SDE):
         sigma = self.sigma(t)
         return (2 * sigma * (self.d_sigma(t) - self.rate(t) * sigma)).sqrt()
 
-    def values(self, t: Time, noise_level: Tensor | None = None) -> MarginalAt:
-        """alpha, sigma and their time derivatives at `t`, each of its shape, computed when they are asked for.
-
-        Where sigma / alpha is known at `t`, some processes need no more to have alpha and sigma.
-        """
+    def values(self, t: Time) -> MarginalAt:
+        """alpha, sigma and their time derivatives at `t`, each of its shape, computed when they are asked for."""
         return MarginalAt(self, t)
+
+    def at_noise_level(self, noise_level: Tensor) -> MarginalAt:
+        """The same where sigma / alpha is the given one."""
+        return self.values(self.time_of_noise_level(noise_level))
 
     def ladder(self, levels: int | None = None) -> Tensor:
         """Noise levels of NCSN's ladder (levels,), the largest first, in float64.

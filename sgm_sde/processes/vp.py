@@ -71,12 +71,13 @@ class VariancePreservingSDE(BetaSDE):
         """The time at which sigma / alpha is the given one."""
         return self.time_of_integrated_beta(torch.log1p(noise_level.square()))
 
-    def values(self, t: Time, noise_level: Tensor | None = None) -> MarginalAt:
-        """alpha, sigma and their time derivatives at `t`; the first two follow from sigma / alpha where it is known."""
-        k = super().values(t)
-        if noise_level is not None:
-            k.alpha = (1 + noise_level**2).rsqrt()
-            k.sigma = noise_level * k.alpha
+    def at_noise_level(self, noise_level: Tensor) -> MarginalAt:
+        """alpha, sigma and their time derivatives where sigma / alpha is the given one, from which the first two follow
+        without the time."""
+        square = noise_level.square()
+        k = self.values(self.time_of_integrated_beta(torch.log1p(square)))
+        k.alpha = (1 + square).rsqrt()
+        k.sigma = noise_level * k.alpha
         return k
 
     def g(self, t: Time) -> Tensor:
@@ -129,8 +130,8 @@ class _LinearBetaSDE(BetaSDE):
     def time_of_integrated_beta(self, B: Tensor) -> Tensor:
         """The time at which the integrated rate is `B`."""
         slope = self.beta_max - self.beta_min
-        beta = (self.beta_min**2 + 2 * slope * B).sqrt()  # at that time
-        return 2 * B / (self.beta_min + beta)
+        half = (self.beta_min**2 / 4 + slope / 2 * B).sqrt()  # of beta at that time
+        return B / (self.beta_min / 2 + half)
 
 
 @dataclass(frozen=True)

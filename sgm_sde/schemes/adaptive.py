@@ -182,10 +182,11 @@ class Flow:
         assert self.coordinate.slope is not None
         self.target = self.coordinate.slope
 
+        self._ends = _as_rounded(ends, model)
         start, end = self.sde.nodes(ends)
         self.start = self.coordinate.of(start)
         self.end = self.coordinate.of(end)
-        self._coefficients = AtPlaces(_Coefficients, len(_Coefficients._fields), self._values)
+        self._coefficients = AtPlaces(_Coefficients, self._values)
         if not (math.isfinite(self.start) and math.isfinite(self.end)):
             raise ValueError(
                 f"{variable} is {self.start} at t={ends[0]} and {self.end} at t={ends[1]}: both must be finite; "
@@ -197,19 +198,20 @@ class Flow:
         sde = self.sde
         if self.variable == "time" or not has_scalar_marginal(sde):
             return u.clamp(min(self.ends), max(self.ends))
-        t, _, _ = self._marginal(u, sde)
-        return t
+        k, _ = self._marginal(u, sde)
+        return k.t
 
-    def _time_of(self, u: Tensor, noise_level: Tensor, sde: LinearSDE) -> Tensor:
-        """t at the places u, where sigma / alpha is known."""
-        t = sde.time_of_noise_level(noise_level).double().clamp_(min(self.ends), max(self.ends))
-        for end, t_end in zip((self.start, self.end), self.ends, strict=True):
-            there = u.numpy() == end
-            if there.any():
-                t.numpy()[there] = t_end
+    def _of_run(self, t: Tensor, u: Tensor) -> Tensor:
+        """Times t at the places u between those of the run's ends, as rounded into it; at these exactly."""
+        start, end = self._ends[t.dtype]
+        t = t.clamp(min(start, end), max(start, end))
+        outermost = u.aminmax()
+        for place, time in ((self.start, start), (self.end, end)):
+            if place in outermost:
+                t = torch.where(u == place, time, t)
 
         if math.isnan(float(t.sum())):  # beyond the range of a schedule without a closed form
-            nearest = torch.where((u - self.start).abs() < (u - self.end).abs(), *self.ends)
+            nearest = torch.where((u - self.start).abs() < (u - self.end).abs(), start, end)
             return torch.where(torch.isnan(t), nearest, t)
         return t
 
@@ -223,23 +225,23 @@ class Flow:
         sde = self.sde
         if self.variable == "time" or not has_scalar_marginal(sde):
             return torch.ones_like(u)
-        _, k, _ = self._marginal(u, sde)
+        k, _ = self._marginal(u, sde)
         return self._scale(k)
 
     def _marginal(
         self, u: Tensor, sde: LinearSDE, dtype: torch.dtype = torch.float64
-    ) -> tuple[Tensor, MarginalAt, tuple[Tensor, Tensor]]:
-        """Times, the process' coefficients, and alpha and sigma of the scaled state at the places u; in a dtype where
-        the process keeps it."""
+    ) -> tuple[MarginalAt, tuple[Tensor, Tensor]]:
+        """The process' times and coefficients, and alpha and sigma of the scaled state at the places u; in a dtype
+        where the process keeps it."""
         assert self.coordinate.state is not None
         u = u.clamp(min(self.start, self.end), max(self.start, self.end))
         alpha, sigma = self.coordinate.state(u)
         if sde.keeps_float32:
             alpha = alpha.to(dtype)
             sigma = sigma.to(dtype)
-        noise_level = sigma / alpha
-        t = self._time_of(u, noise_level, sde)
-        return t, sde.values(t, noise_level), (alpha, sigma)
+        k = sde.at_noise_level(sigma / alpha)
+        k.t = self._of_run(k.t.to(sigma.dtype), u)
+        return k, (alpha, sigma)
 
     def _scale(self, k: MarginalAt) -> Tensor:
         return k.alpha + k.sigma if self.variable == "flow-time" else k.alpha
@@ -252,9 +254,10 @@ class Flow:
     def _values(self, u: Tensor, like: Tensor) -> tuple[Tensor | float, ...]:
         """The fields of `_Coefficients` at the places u (m,)."""
         assert has_scalar_marginal(self.sde)
-        t, k, state = self._marginal(u, self.sde, torch.promote_types(like.dtype, torch.float32))
+        k, state = self._marginal(u, self.sde, torch.promote_types(like.dtype, torch.float32))
         coefficients = convert(self.model.score.prediction, self.target, k, state=state)
-        return self.model.round_times(t.numpy(), like), self._scale(k), *coefficients
+        t = k.t if k.t.dtype == like.dtype else self.model.round_times(k.t.numpy(), like)
+        return t, self._scale(k), *coefficients
 
     def enter(self, x: Tensor) -> Tensor:
         """z at the start."""
@@ -267,8 +270,8 @@ class Flow:
         sde = self.sde
         if self.variable == "time" or not has_scalar_marginal(sde):
             return z, self.time(u)
-        t, k, _ = self._marginal(u, sde)
-        return column(self._scale(k), z) * z, t
+        k, _ = self._marginal(u, sde)
+        return column(self._scale(k), z) * z, k.t
 
     def slope(self, u: Tensor, z: Tensor, index: Tensor) -> Tensor:
         """dz/du, or its part besides -z, for the samples of numbers `index`."""
@@ -284,6 +287,15 @@ class Flow:
         if self.model.score.prediction != self.target:
             value = (at.c_z * z).addcmul_(at.c_r, output)
         return value - z if self.variable == "log-snr" and not self.linear else value
+
+
+def _as_rounded(ends: tuple[float, float], model: BoundScore) -> dict[torch.dtype, list[float]]:
+    """The two ends of a run in single and double precision, rounded into it."""
+    rounded = {}
+    for dtype in (torch.float32, torch.float64):
+        like = torch.empty(0, dtype=dtype, device="cpu")
+        rounded[dtype] = model.round_times(ends, like).tolist()
+    return rounded
 
 
 class _Coefficients(NamedTuple):

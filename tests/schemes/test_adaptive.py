@@ -704,14 +704,17 @@ def test_where_a_place_has_no_time(ends: Any) -> None:
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_times_and_coefficients_of_noise_levels(name: str) -> None:
-    """They are those of the times: inverse of sigma / alpha, and alpha and sigma there to a few roundings."""
+    """They are those of the times: inverse of sigma / alpha, and alpha and sigma there to a few roundings, also where a
+    run rounds the times."""
     sde = LINEAR[name]
     t = torch.linspace(sde.eps, 0.98 * sde.T, 50, dtype=F64)[1:]
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     level = sigma / alpha
     torch.testing.assert_close(sde.time_of_noise_level(level), t, rtol=1e-10, atol=0)
 
-    k = sde.values(t, level)
+    k = sde.at_noise_level(level)
+    torch.testing.assert_close(k.t, t, rtol=1e-10, atol=0)
+    k.t = t
     torch.testing.assert_close(k.alpha, alpha, rtol=1e-13, atol=0)
     torch.testing.assert_close(k.sigma, sigma, rtol=1e-13, atol=0)
 
