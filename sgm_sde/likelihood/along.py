@@ -42,6 +42,7 @@ class _Along(Integrals):
 
     off_gradient = 4.0
     off_prior = 12.0
+    off_noise = 0.0  # a and b tell enough of jumps as large as these
     fluctuation = 0.0  # steps are uneven, and their rules no sign of a wave
     aliased = CANCELLED
     kinked = 0.0

@@ -35,6 +35,7 @@ SAFETY = 1.5  # of the estimated error of a grid
 ROUGH_SLOPES = 2.0  # of what a rule of more slopes adds to each interval, in the root of the squares
 WRONG_SCORE = 5.0  # share of the score that may be wrong, for each unit of what is seen of that
 UNSEEN = 0.0025  # units where nothing is seen
+MOST_NOISE = 0.4  # that a noise estimate is taken to be off in the middle, which may be further off by the data
 SKEW = 0.2  # asymmetry from which probes tell their noise by their spread alone
 COARSELY = 1.5  # times the error of a grid that is coarse
 UNBOUNDED = 1e30  # slope of a slope that nothing tells
@@ -73,6 +74,7 @@ class Integrals(Crossing):
     Attributes:
         off_gradient: units of what is seen of a wrong score for each that its Jacobian is off a symmetric one.
         off_prior: the same for each that it is off the prior's at the noise's end.
+        off_noise: times what a noise estimate that is off by the data, and as much elsewhere, does along the jumps.
         fluctuation: times what the wave of a score in pure noise says of the jumps.
         aliased: see `quadrature_error`.
         kinked: times what kinks seem to leave.
@@ -81,6 +83,7 @@ class Integrals(Crossing):
 
     off_gradient: ClassVar[float] = 1.0
     off_prior: ClassVar[float] = 0.8
+    off_noise: ClassVar[float] = 2.0
     fluctuation: ClassVar[float] = 3.0
     aliased: ClassVar[float] = ALIASED
     kinked: ClassVar[float] = 1.0
@@ -105,12 +108,19 @@ class Integrals(Crossing):
         self._scores: dict[int, Tensor] = {}  # in z
         self._jumps: dict[int, Tensor] = {}  # of the path in z
         self._noise = len(grid.times) - 1 if problem.to_noise else 0
+        self._d = problem.d
         self._summed = 0  # nodes
         self._defect: Tensor | float = 0.0
         self._of_slopes: list[Tensor] = []  # what each rule of more slopes adds, (rules, B), an interval each
         self._of_nodes: list[Tensor] = []  # (3, B) each: of the rule, of trust and of the score's wave
-        self._moved = torch.zeros_like(problem.x if rows is None else problem.x[rows]).detach()
-        self._farthest = self._moved.new_zeros(len(self._moved))  # square of the largest size of the sum that is moved
+        self._noises = [node.sigma / rho for node, rho in zip(grid.nodes, grid.spreads, strict=True)]
+        x = problem.x.detach()
+        if rows is not None:
+            x = x[rows]
+        by_score = torch.zeros_like(x)
+        by_noise = torch.zeros_like(x)
+        self._moved = by_score, by_noise  # sums of the jumps
+        self._farthest = x.new_zeros(2, len(x))  # squares of their largest sizes
         self._sizes: list[Tensor] = []  # (2, B) each: squares of the score's size, and of what rounding does with it
 
     def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
@@ -191,8 +201,14 @@ class Integrals(Crossing):
             self._of_nodes.append(torch.stack([of_rule, of_trust, of_wave]))
 
             size = column(square.sqrt(), moved)
-            self._moved.addcmul_(size, moved, value=trusted)
-            self._farthest = torch.maximum(self._farthest, dot(self._moved, self._moved))
+            of_score, of_noise = self._moved
+            of_score.addcmul_(size, moved, value=trusted)
+            of_noise.add_(moved, alpha=trusted / self._noises[k])
+            squares = [
+                dot(of_score, of_score),
+                dot(of_noise, of_noise),
+            ]
+            self._farthest = torch.maximum(self._farthest, torch.stack(squares))
 
     def _along_wave(self, k: int, square: Tensor, moved: Tensor) -> Tensor:
         r"""The inner product (B,) of a move with the wave of the score at node k, as far as that is pure noise, -z.
@@ -280,7 +296,7 @@ class Integrals(Crossing):
         (of_rule, _, of_wave), _ = _sums(self._of_nodes)
         of_trust = self._said_untrusted(plausible).sum(0)
         rough_slopes = squares_of_slopes.sqrt()
-        farthest = self._farthest.double().sqrt()
+        farthest, farthest_of_noise = self._farthest.double().sqrt()
 
         # The sum of the slopes' errors may be small by chance where they are rough: their sizes count as well.
         errors = [
@@ -291,6 +307,7 @@ class Integrals(Crossing):
             self.fluctuation * of_wave,
             ROUGH_SLOPES * rough_slopes,
             WRONG_SCORE * self._wrong() * farthest,
+            self.off_noise * self._wrong_noise(plausible) * farthest_of_noise,
             kinks,
         ]
         error = torch.stack(errors).square().sum(0).sqrt()
@@ -331,7 +348,7 @@ class Integrals(Crossing):
         trusted = [rates.trusted for rates in self.rates]
         sizes = torch.stack([size for size, _ in self._sizes]).double().sqrt()
         growth = self._growth()
-        d = self._moved[0].numel()
+        d = self._d
         if self._noise == 0:
             return plausible_share(sizes, growth, trusted, d)
         return plausible_share(sizes.flip(0), growth.flip(0), trusted[::-1], d).flip(0)
@@ -340,8 +357,7 @@ class Integrals(Crossing):
         """Integrals (nodes - 1, B) in theta of the size of the Jacobian of the slope."""
         theta = [math.atan2(1.0, self.grid.s * math.exp(min(node.lam, FLAT))) for node in self.grid.nodes]
         columns = self.estimate.columns
-        d = self._moved[0].numel()
-        sizes = [size_of_slope(*pair, columns, d) for pair in zip(self.rates, self._traces, strict=True)]
+        sizes = [size_of_slope(*pair, columns, self._d) for pair in zip(self.rates, self._traces, strict=True)]
         size = torch.stack(sizes)
         steps = torch.tensor(theta, dtype=torch.float64).diff().abs().to(size)
         return steps[:, None] * (size[1:] + size[:-1]) / 2
@@ -358,6 +374,15 @@ class Integrals(Crossing):
         skew = self.off_gradient * self._asymmetry()
         off = self.off_prior * self._off_prior
         return (skew.square() + off.square() + UNSEEN**2).sqrt()
+
+    def _wrong_noise(self, plausible: Tensor) -> Tensor:
+        """Root mean square (B,) of what the noise estimate is off by the data, in d dimensions over d, where the shares
+        (nodes, B) of the score that are plausible say so."""
+        squares = torch.stack([square for square, _ in self._sizes]).double()
+        noises = squares.new_tensor(self._noises)[:, None]
+        off = (1 - plausible) * noises * squares.sqrt()
+        largest = off.amax(0) / self._d**0.5
+        return largest.clamp(max=MOST_NOISE) / self._d
 
     def _asymmetry(self) -> Tensor:
         """|J - J^T| / |J + J^T| of the Jacobian along the way (B,), 1 at most."""
