@@ -19,8 +19,9 @@ $$ \Big|\frac{x_m}{\alpha_m} - D_m\Big| = \frac{\sigma_m}{\alpha_m}|\epsilon_m| 
 
 which a denoiser taken for the noise breaks near the data, whatever the size of its samples; runs as they should be stay
 below a third of the bound. Of networks that predict the data it is not asked: what they are off by is many times the
-noise near the data, and their samples may be right. Nor of guided scores, which are of no density: what guidance adds
-may be several times the noise.
+noise near the data, and their samples may be right. Nor is it of guided scores, which are of no density: what guidance
+adds may be several times the noise. The second is not asked of these either: guidance pulls states far out, and lets
+them go where the noise is small.
 
 Of $\kappa$, 2 is for the noise and the error of a solver, 6 standard deviations for chance; the noise is that of the
 node before, since errors may be as large as the step, and the half is for errors in proportion to the state, as of a
@@ -322,6 +323,7 @@ class Watch:
         self.guided = guided
         self.reach = reach
         self.lags = lags
+        self.density = density
         self.estimates_noise = prediction not in ("data", "data_x") and density  # also in part, as v does
         self.flow = prediction == "flow"
         self._size = root_mean_square(x) if self.looks else None  # of the start, until a look has told more
@@ -409,12 +411,14 @@ class Watch:
         """Keep what the sizes (m, B) of states and estimates, and the most that noise does, leave for a sample's."""
         limit = torch.maximum(state, estimate, out=estimate).mul_(GROWTH).add_(noise)
         limit.nan_to_num_(nan=math.inf, posinf=math.inf)  # where nothing is known, in a third of the time of a mask
-        least = state.sub_(noise).div_(GROWTH)
-        least.nan_to_num_(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
-
         one = len(state) == 1
         limit = limit[0] if one else limit.amin(0)
         self._limit = limit if self._limit is None else torch.minimum(self._limit, limit, out=limit)
+        if not self.density:
+            return
+
+        least = state.sub_(noise).div_(GROWTH)
+        least.nan_to_num_(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
         self._account_for(least[0] if one else least.amax(0))
 
     def _account_for(self, least: Tensor) -> None:
@@ -459,9 +463,8 @@ class Watch:
             assert self._size is not None
             far: Tensor = look.alpha * size > self._size + UNSEEN * look.alpha * look.reach
             return far
-        assert self._least is not None
         far = size > self._limit
-        if not self.lags:
+        if self._least is not None and not self.lags:
             far = far | (size < self._least)
         if self._apart is not None:
             far = far | self._apart

@@ -303,6 +303,14 @@ def test_a_run_that_was_thrown_out_and_drawn_back_is_named() -> None:
         assert watch.implausible(torch.tensor([[1.0]]), denoised=True).tolist() == [odd]
 
 
+def test_guided_scores_may_be_thrown_out_and_drawn_back() -> None:
+    """The same state, a thousand times as far out; of the bound on the sample itself, 3/2 x 1000 + 32, all is left."""
+    watch = diagnosis.Watch(sg.EDMSDE(), (4.0, 2.0, 1.0), "data", torch.tensor([[4.0]]), density=False)
+    watch.see(torch.tensor([[1000.0]]), torch.tensor([[1.0]]), 2.0)
+    assert watch.implausible(torch.tensor([[1.0]]), denoised=True).tolist() == [False]
+    assert watch.implausible(torch.tensor([[1533.0]]), denoised=True).tolist() == [True]
+
+
 class _TimeOfTheTable(nn.Module):
     """A noise network of two numbers that knows times as indices from 0 to 999."""
 
