@@ -176,3 +176,19 @@ def impulse_response(solver: sg.Solver, sde: sg.LinearSDE, grid: sg.Grid, std: f
 def marginal_std(sde: sg.LinearSDE, std: float, t: float) -> float:
     """Standard deviation at time t of data N(0, std^2)."""
     return math.hypot(float(sde.alpha(t)) * std, float(sde.sigma(t)))
+
+
+class UsedUp(torch.autograd.Function):
+    """The square, whose graph gives a single product, as those of compiled functions may."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Tensor:
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            raise RuntimeError("This backward function was compiled with non-empty donated buffers which requires ...")
+        (x,) = ctx.saved_tensors
+        return 2 * x * v

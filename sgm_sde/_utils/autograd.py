@@ -9,8 +9,11 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sgm_sde._utils.tree import Path, map_leaves
+
+DONATED = "donated buffers"  # torch's words where the graph of a compiled function is to be used more than once
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,6 +50,60 @@ def outside_autocast(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
 
     return call
+
+
+def require_repeatable(error: RuntimeError, differentiated: bool) -> None:
+    """Raise an error unless it says that a compiled function's graph gives a single product, and one is all it takes.
+
+    Raises:
+        ValueError: where the product is to be differentiated once more.
+    """
+    if DONATED not in str(error):
+        raise error
+    if differentiated:
+        raise ValueError(
+            "torch.compile gives first derivatives alone, and enable_grad=True takes second ones here: give it the "
+            "network as it was before it was compiled"
+        ) from error
+
+
+def repeated_product(call: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
+    """The product of v with the Jacobian of a call at x, from a graph of its own."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        output = call(x)
+    (product,) = torch.autograd.grad(output, x, v)
+    return product
+
+
+def repeating(call: Callable[[Tensor], Tensor], x: Tensor, output: Tensor) -> Tensor:
+    """The output of a call at x (B, *), whose products with the Jacobian may be asked for any number of times.
+
+    Each repeats the call, so that a graph that gives a single product, as that of a compiled network, is a new one each
+    time. It is not differentiable once more, as compiled networks are not.
+
+    Examples:
+        >>> x = torch.tensor([2.0, 3.0], requires_grad=True)
+        >>> square = repeating(torch.square, x, x**2)
+        >>> [torch.autograd.grad(square, x, v, retain_graph=True)[0] for v in torch.eye(2)]
+        [tensor([4., 0.]), tensor([0., 6.])]
+    """
+    repeated: Tensor = _Repeating.apply(x, output.detach(), call)  # type: ignore[no-untyped-call]
+    return repeated
+
+
+class _Repeating(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, output: Tensor, call: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.call = call
+        return output.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        return repeated_product(ctx.call, x, v), None, None
 
 
 def require_gradient(value: Tensor, what: str, hint: str) -> None:

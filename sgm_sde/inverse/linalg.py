@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.autograd import require_gradient
+from sgm_sde._utils.autograd import repeated_product, require_gradient, require_repeatable
 from sgm_sde._utils.shapes import dot, expand
 
 HINT = "DiffPIR and Replacement need none, LinearMap takes an adjoint="
@@ -32,6 +32,7 @@ class Linearised:
 
     def __init__(self, call: Callable[[Tensor], Tensor], x: Tensor) -> None:
         self._outer = torch.is_grad_enabled()
+        self._call = call
         with torch.enable_grad():
             # A copy, since the loop overwrites its states in place.
             self.x = x if self._outer and x.requires_grad else x.detach().clone().requires_grad_()
@@ -43,10 +44,15 @@ class Linearised:
         """The value, without its graph unless gradients are asked for around it."""
         return self.output if self._outer else self.output.detach()
 
-    def vjp(self, v: Tensor, output: Tensor | None = None) -> Tensor:
-        """The product of v (B, *) with the Jacobian of the value, or of something made from it."""
-        output = self.output if output is None else output
-        (product,) = torch.autograd.grad(output, self.x, v, retain_graph=True, create_graph=self._outer)
+    def vjp(self, v: Tensor, made: Callable[[Tensor, Tensor], Tensor] = lambda _, output: output) -> Tensor:
+        """The product of v (B, *) with the Jacobian of the value, or of what is made of x and the value."""
+        with torch.enable_grad():
+            value = made(self.x, self.output)
+        try:
+            (product,) = torch.autograd.grad(value, self.x, v, retain_graph=True, create_graph=self._outer)
+        except RuntimeError as error:
+            require_repeatable(error, self._outer)
+            return repeated_product(lambda x: made(x, self._call(x)), self.x, v)
         return product
 
 

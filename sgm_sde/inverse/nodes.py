@@ -411,9 +411,13 @@ class DPS(AtNodes):
 
     def _descent(self, model: BoundScore, last: Linearised, t: float) -> Tensor:
         """Minus the gradient of the misfit by the state at t, where the network was last evaluated."""
+
+        def denoised(x: Tensor, output: Tensor) -> Tensor:
+            return model.predict("data", x, t, output)
+
         with torch.enable_grad():
-            D = model.predict("data", last.x, t, last.output)
+            D = denoised(last.x, last.output)
         at = D if torch.is_grad_enabled() else D.detach()
         measurement = self.measured(model, at)
         r = measurement.residual(at)
-        return last.vjp(measurement.operator.vjp(at, r / _norm(r)), D)
+        return last.vjp(measurement.operator.vjp(at, r / _norm(r)), denoised)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.autograd import require_gradient
+from sgm_sde._utils.autograd import repeating, require_gradient, require_repeatable
 from sgm_sde._utils.checks import one_of
 from sgm_sde._utils.shapes import dot, flat
 from sgm_sde._utils.tree import Conditions
@@ -33,6 +33,7 @@ CLOSE = 4  # numbers of a sample whose neighbours are near enough in memory to b
 HELD = 2**18  # numbers of the unit vectors of all rows, up to which these are made once
 DRAWS = 2**24  # that a run has to itself
 FEW_DIMENSIONS = 16  # up to which the exact trace is the default: its products cost less than the noise of probes
+NO_RULE = "batching rule not implemented"  # torch's words where vmap does not know what a network calls
 FIXED_PROBES = 4  # of samples that leave a grid, at least, where probes cannot be fresh
 
 
@@ -94,6 +95,7 @@ class TraceScore(BoundScore):
         super().__init__(score, sde, times, kwargs)
         self.batch = batch
         self.vjps = 0
+        self._repeats = False  # the call for each product, of a compiled network whose graphs give a single one
 
     def output(self, x: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
         """The network's output at x (B, *) and t (B,), of all samples or of those of the numbers `rows`."""
@@ -121,11 +123,22 @@ class TraceScore(BoundScore):
         keep = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x if keep and x.requires_grad else x.detach().requires_grad_()
-            out = self.output(x, t, rows)
+            output = self.output(x, t, rows)
             # What is made of it has a gradient in any case.
-            require_gradient(out, "the network", "One whose output is constant may add 0 * x")
-            out = of(x, out)
-            trace = estimate(out, x, rows, keep, seen)
+            require_gradient(output, "the network", "One whose output is constant may add 0 * x")
+
+            call = partial(self.output, t=t, rows=rows)
+            if self._repeats:
+                output = repeating(call, x, output)
+            out = of(x, output)
+            try:
+                trace = estimate(out, x, rows, keep, seen)
+            except RuntimeError as error:
+                require_repeatable(error, keep)
+                self._repeats = True
+                output = repeating(call, x, output)
+                out = of(x, output)
+                trace = estimate(out, x, rows, keep, seen)
         self.vjps += estimate.products(x[0].numel())
         return (out, trace) if keep else (out.detach(), trace.detach())
 
@@ -173,9 +186,21 @@ class ExactTrace:
         """Some rows (n,) of the Jacobians of the samples `seen`, (n, b, d)."""
         d = x[0].numel()
         v = torch.stack([self._unit(k, out, d) for k in at]) if self.chunk > 1 else self._unit(at[0], out, d)
-        products = _vjp(out, x, v, keep, batched=self.chunk > 1)
+        products = self._products(out, x, v, keep)
         of_all = products.reshape(len(at), len(x), d)
         return of_all if seen is None else of_all.index_select(1, seen)
+
+    def _products(self, out: Tensor, x: Tensor, v: Tensor, keep: bool) -> Tensor:
+        batched = self.chunk > 1
+        try:
+            return _vjp(out, x, v, keep, batched=batched)
+        except RuntimeError as error:
+            if not batched or NO_RULE not in str(error).lower():
+                raise
+            raise ValueError(
+                f"trace=Exact(chunk={self.chunk}) takes several rows at once by vmap, which this network does not "
+                f"allow, as one under torch.compile: take Exact()"
+            ) from error
 
     def _unit(self, k: int, out: Tensor, d: int) -> Tensor:
         """A state of zeros but for number k of each sample, of the shape of the output."""
@@ -233,6 +258,7 @@ class RandomTrace:
         self._stream = NoiseStream(seeds, "probe", draw=max(number * DRAWS, int(self.companion)))
         self._kept: list[Tensor] = []  # in the basis in which their entries are independent
         self._probes: list[Tensor] = []
+        self._unused = False  # probes, since the estimate that they were drawn for has failed
 
     def run(self, number: int) -> RandomTrace:
         """One with draws of its own, but for the companion."""
@@ -259,11 +285,13 @@ class RandomTrace:
     def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool, seen: Tensor | None = None) -> Tensor:
         if self.companion and not self._kept:
             self._kept = [self._draw(self._first, x)]
-        if not (self.fixed and self._probes):
+        if not (self._unused or (self.fixed and self._probes)):
             self._probes = [self._draw(self._stream, x) for _ in range(self.columns)]
+        self._unused = True
         entries = [z if rows is None else z[rows] for z in (*self._probes, *self._kept)]
         probes = [self.transform(z) for z in entries]
         products = [_vjp(out, x, z, keep) for z in probes]
+        self._unused = False
         entries, probes, products = ([some_of(v, seen) for v in of_all] for of_all in (entries, probes, products))
         estimates = [dot(v, z) for v, z in zip(products, probes, strict=True)]
         known = self._known(entries, probes, [v.detach() for v in products])

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sgm_sde import inverse
-from sgm_sde.inverse.linalg import conjugate_gradient, conjugate_residual
-from tests.helpers import F64
+from sgm_sde.inverse.linalg import Linearised, conjugate_gradient, conjugate_residual
+from tests.helpers import F64, UsedUp
 from tests.inverse.cases import (
     HALF,
     normal,
@@ -34,6 +34,16 @@ def test_measurements() -> None:
     assert abs(float(error.std()) - 0.5) < 4 * 0.5 / math.sqrt(2 * error.numel())
     assert torch.equal(inverse.Measurement.simulate(blocks, data[:5], 0.5, seed=3).y, noisy.y[:5])
     assert inverse.Measurement.simulate(blocks, data[:5]).y.eq(1).all()
+
+
+@torch.no_grad()
+def test_products_where_a_graph_gives_a_single_one() -> None:
+    """Of the square, and of the cube that is made of it: 2 x v and 3 x^2 v, as often as they are asked for."""
+    x, v = normal(3, 2), normal(3, 2, seed=1)
+    square = Linearised(UsedUp.apply, x)
+    for _ in range(2):
+        torch.testing.assert_close(square.vjp(v), 2 * x * v)
+        torch.testing.assert_close(square.vjp(v, torch.mul), 3 * x**2 * v)
 
 
 def systems(solve: Any) -> tuple[Callable[..., tuple[Tensor, Tensor]], Tensor, Tensor]:

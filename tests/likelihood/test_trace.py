@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 import sgm_sde as sg
 from sgm_sde.engine.noise import SampleSeeds
@@ -20,9 +21,11 @@ from sgm_sde.likelihood import (
     choose_probe_basis,
 )
 from sgm_sde.likelihood.trace import probe_transform
-from tests.helpers import F64, LINEAR
+from tests.helpers import F64, LINEAR, UsedUp
 from tests.likelihood.cases import points
 
+VP = LINEAR["vp"]
+X = torch.tensor([[0.3, -0.2], [1.0, 0.5], [-1.0, 0.1]], dtype=F64)
 COUPLED = sg.oracles.Gaussian(torch.zeros(6), 0.3 * torch.eye(6) + 0.2 * torch.ones(6, 6))
 
 
@@ -182,3 +185,63 @@ def test_the_traces_of_some_samples(trace: sg.likelihood.Trace) -> None:
     of_all = trace.estimate(x, seeds, True)(out, x, None, False)
     of_some = trace.estimate(x, seeds, True)(out, x, None, False, seen)
     torch.testing.assert_close(of_some, of_all[seen], rtol=0, atol=0, equal_nan=True)
+
+
+def once(x: Tensor, t: Tensor) -> Tensor:
+    """A score of which one product is to be had."""
+    return -x - UsedUp.apply(x) / 8
+
+
+def often(x: Tensor, t: Tensor) -> Tensor:
+    """The same of which any number is."""
+    return -x - x**2 / 8
+
+
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+def test_networks_whose_graphs_give_a_single_product(trace: str) -> None:
+    """They are asked again for each product, which are counted: the values are those of the others, probes included."""
+    options: dict[str, Any] = {"method": FixedGrid(8), "trace": trace, "seed": 0}
+    found = sg.log_prob(once, VP, X, **options)
+    expected = sg.log_prob(often, VP, X, **options)
+    torch.testing.assert_close(found.value, expected.value, rtol=1e-12, atol=1e-12)
+    assert (expected.nfe, expected.vjps) == (9, 18)
+    assert (found.nfe, found.vjps) == (27, 18)
+
+
+def test_second_derivatives_of_compiled_networks_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match="enable_grad=True takes second ones here: give it the network as it was before"
+    ):
+        sg.log_prob(once, VP, X, method=FixedGrid(8), enable_grad=True)
+
+
+class _InPlace(torch.autograd.Function):
+    """The square, whose product with a vector is written where vmap cannot follow, as compiled functions do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return torch.mul(2 * x, v, out=torch.empty_like(x))
+
+
+def test_rows_at_once_of_a_network_that_vmap_cannot_take() -> None:
+    with pytest.raises(ValueError, match=r"trace=Exact\(chunk=2\) takes several rows at once by vmap.* take Exact\(\)"):
+        sg.log_prob(lambda x, t: -x - _InPlace.apply(x), VP, X, method=FixedGrid(8), trace=Exact(2))
+
+
+@pytest.mark.slow
+def test_a_compiled_network_whose_parameters_are_not_frozen() -> None:
+    """By torch.compile, of any number of samples, where its graph gives a single product."""
+    net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2)).double()
+    compiled = torch.compile(net, backend="aot_eager", dynamic=True)
+    found, expected = (
+        sg.log_prob(lambda x, t, of=of: of(x) - x, VP, X, method=FixedGrid(8), seed=0) for of in (compiled, net)
+    )
+    torch.testing.assert_close(found.value, expected.value, rtol=1e-10, atol=1e-10)
+    assert (found.nfe, expected.nfe) == (27, 9)
+    assert all(p.requires_grad for p in net.parameters())
