@@ -508,9 +508,22 @@ def not_finite(value: Tensor) -> list[int]:
 def check_output(
     x: Tensor, output: Tensor, t: float, trace: Tensor | None = None, *, among: Sequence[int] | None = None
 ) -> None:
-    """Raise ValueError, naming time and sample, unless states, the network's output and its trace (B, *) are finite."""
+    """Raise ValueError, naming time and samples, unless states, the network's output and its trace (B, *) are finite.
+
+    `among` are the samples that are named, in the end not finite all of them; all if not given.
+    """
     values = {"state": x, "network's output": output, "trace of the network's Jacobian": trace}
     for what, value in values.items():
         bad = [] if value is None else not_finite(value)
-        for i in [i for i in bad if among is None or i in among][:1]:
-            raise ValueError(f"the {what} is not finite at t={t:.6g} in sample {i}")
+        named = [i for i in bad if among is None or i in among]
+        if named:
+            samples = _in_samples(named, among or ())
+            raise ValueError(f"the {what} is not finite at t={t:.6g} in {samples}")
+
+
+def _in_samples(named: Sequence[int], among: Sequence[int]) -> str:
+    """Words for some samples, and for the others among which they are."""
+    plural = "s" if len(named) > 1 else ""
+    numbers = ", ".join(map(str, named))
+    later = ", ".join(str(i) for i in among if i not in named)
+    return f"sample{plural} {numbers} and later in {later}" if later else f"sample{plural} {numbers}"

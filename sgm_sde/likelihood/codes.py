@@ -122,9 +122,10 @@ def refined(found: Carried, problem: Problem, s: float, atol: float, rtol: float
     inexact = ~(error <= tolerance)
 
     budget = Budget(len(x), max_calls)
-    going = (wide | inexact) & torch.isfinite(size)
+    going = wide | inexact
     alone = problem.model.takes_some(len(x))
-    shares = () if torch.is_grad_enabled() else TOLERANCES  # an adaptive solver has no gradients
+    # An adaptive solver has no gradients, and what is not finite is reported for all.
+    shares = TOLERANCES if not torch.is_grad_enabled() and bool(size.isfinite().all()) else ()
     for share in shares:
         rows = budget.affords(going)
         if not len(rows):

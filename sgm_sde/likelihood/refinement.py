@@ -50,7 +50,7 @@ def exponential(
     """On a fixed grid; samples of too large an error on finer ones, and where these do not help by an adaptive solver.
 
     They go there alone where the network can be asked about them, else in their batch. Errors of the network's are its
-    own and pass as they are.
+    own and pass as they are. Where a sample is not finite the run ends with that grid, since it is reported for all.
 
     Args:
         problem: the flow.
@@ -62,6 +62,8 @@ def exponential(
     """
     solution, first = on_grid(problem.run(0), steps, s)
     some = Some(problem, s, first, Budget(len(first), max_calls))
+    if _failed(solution):
+        return Refined(solution, Unresolved())
 
     solution, going = _on_finer_grids(solution, some, steps, tolerance)
     if not some.grad:  # which an adaptive solver has not
@@ -96,6 +98,9 @@ def _on_finer_grids(
         rows = trying.nonzero().flatten()
         coarser = solution
         solution = solution.replaced(rows, some.on_grid(number, finer * steps, rows))
+        if _failed(solution):
+            return solution, torch.zeros_like(going)
+
         solution = some.compared_grids(coarser, solution, rows)
         before = excess
         excess = _excess(solution, tolerance)
@@ -128,12 +133,16 @@ def _adaptively(
     return solution, going
 
 
+def _failed(solution: Solution) -> bool:
+    """True if a sample is not finite: no other grid or method makes up for a network's failure, which is reported."""
+    values = (solution.volume, solution.latent)
+    return not all(bool(value.detach().isfinite().all()) for value in values)
+
+
 def _excess(solution: Solution, tolerance: Callable[[Solution], Tensor]) -> Tensor:
-    """The errors (B,) in units of the tolerance; infinite where they are not known, and 0 where a volume is not finite:
-    no other method makes up for a network's failure, which is reported."""
+    """The errors (B,) in units of the tolerance; infinite where they are not known."""
     excess: Tensor = (solution.stated / tolerance(solution)).detach()
-    known = excess.nan_to_num(nan=torch.inf, posinf=torch.inf)
-    return torch.where(solution.volume.detach().isfinite(), known, 0.0)
+    return excess.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 class Budget:

@@ -55,11 +55,11 @@ X = torch.zeros(2, 2, dtype=F64)
         ({"prior": lambda z: z.sum(1) * math.nan}, ValueError, "the prior's log-density of sample 0 is nan"),
         ({"score_fn": lambda x, t: torch.zeros_like(x)}, ValueError, "gives no gradient with respect to x"),
         ({"score_fn": lambda x, t: -x.detach()}, ValueError, "gives no gradient .* One whose output is constant"),
-        ({"method": "rk45-scipy", "score_fn": lambda x, t: x * math.nan}, ValueError, "at t=1e-05 in sample 0"),
+        ({"method": "rk45-scipy", "score_fn": lambda x, t: x * math.nan}, ValueError, "at t=1e-05 in samples 0, 1"),
         (
             {"method": "rk45-scipy", "score_fn": lambda x, t: -x + (x - x.detach()).abs().sqrt()},
             ValueError,
-            "the trace of the network's Jacobian is not finite at t=1e-05 in sample 0",
+            "the trace of the network's Jacobian is not finite at t=1e-05 in samples 0, 1",
         ),
         (
             {"score_fn": lambda x, t: -x + torch.where(t[:, None] > 0.5, (x - x.detach()).abs().sqrt(), 0 * x)},
@@ -92,6 +92,22 @@ def test_where_a_flow_stops_being_finite(flow: Callable[..., Any], first: float)
     t = min(t for t in Stretched(data_std=0.5)(VP, 48, t_end=VP.likelihood_eps).times if t > first)
     with pytest.raises(ValueError, match=f"output is not finite at t={t:.6g} in sample 1"):
         flow(fails, VP, X, method=FixedGrid(48))
+
+
+def test_a_failure_ends_the_run_with_its_grid() -> None:
+    """On 49 nodes, though another sample would go on to finer grids; both that fail are named."""
+    oracle = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=F64), 0.2)
+    score, calls = oracle.score(VP), []
+    x = torch.tensor([[3.0, 0.0], [0.75, 0.0], [4.0, 0.0]], dtype=F64)
+
+    def fails(x: Tensor, t: Tensor) -> Tensor:
+        calls.append(len(x))
+        late = (x[:, :1] > 3.5) & (t[:, None] > 1e-4)
+        return torch.where(late | (x[:, :1] == 3.0), math.nan, score(x, t))
+
+    with pytest.raises(ValueError, match="output is not finite at t=1e-05 in sample 0 and later in 2"):
+        sg.log_prob(fails, VP, x)
+    assert calls == [3] * 50  # and once more at the node where it fails
 
 
 def test_a_failure_on_a_finer_grid_alone() -> None:
