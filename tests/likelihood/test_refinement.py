@@ -81,7 +81,7 @@ def test_an_output_in_half_precision(dtype: torch.dtype, atol: float) -> None:
     and an error that holds, and the warning says why."""
     net = Coarse(dtype)
     x = MIXTURE.sample(8, VP, 1e-5, seed=0)
-    with pytest.warns(LikelihoodWarning, match="noise to shorter steps, by rounding, as in half precision"):
+    with pytest.warns(LikelihoodWarning, match="too rough, or not the same at each call, for shorter steps"):
         res = sg.log_prob(sg.from_noise(net, VP), VP, x, method=FixedGrid(atol=atol), prior=prior)
         parts = sg.log_prob(sg.from_noise(net, VP), VP, x, method=FixedGrid(atol=atol), prior=prior, batch_size=3)
     assert res.nfe < 3000
