@@ -92,6 +92,7 @@ OUTSIDE = 1.5  # times the distance of the farthest exact sample from their mean
 DOUBT = "exact samples"  # what a remark on them begins with
 IN_OWN_UNITS = "the numbers of a sample are of unlike scale: each is measured by its own standard deviation"
 FEW = 2.0  # times the median error on the noises of the fit: beyond, there were too few of them
+EQUATIONS = 1024  # noises times dimensions below which there are few
 EXACT = "exact-trajectories"  # in a checkpoint
 MEASURED = ("nfe", "doubt", "median", "network_evals")  # of them
 STRATA = ("fit", "held")  # what noises are for
@@ -630,6 +631,9 @@ class _Search:
         taken = ranked.settings[0]
         if self.flow.units is not None:
             remarks.append(IN_OWN_UNITS)
+        d = math.prod(self.flow.event)
+        if self.n < EQUATIONS // d:
+            remarks.append(_of_few_noises(self.n, d))
         if self.flow.given > self.n:
             remarks.append(f"{self.n} of {self.flow.given} noises were fitted to, and the hardest of the others")
         if ranked.outside:
@@ -795,6 +799,18 @@ class _Search:
         x = self._run(one.setting, self.noises, n)
         each = _mean_squares(x, exact.fit.end).sqrt()
         return exact.of_fit.median(each) / math.sqrt(exact.variance)
+
+
+def _of_few_noises(n: int, d: int) -> str:
+    """Remark on n noises of d numbers, of which hardly any is one that ends in another mode.
+
+    Examples:
+        >>> _of_few_noises(128, 1)
+        '128 noises of 1 number are few: errors on others may be several times what is stated, take 1024'
+    """
+    numbers = "1 number" if d == 1 else f"{d} numbers"
+    enough = EQUATIONS // d
+    return f"{n} noises of {numbers} are few: errors on others may be several times what is stated, take {enough}"
 
 
 def _require_finite(exact: Trajectories, calls: int) -> None:

@@ -284,7 +284,8 @@ def _checked(value: object, name: str = "a seed", bits: int = 64) -> int:
         no_number = isinstance(value, bool) or (isinstance(value, Tensor) and not _is_one(value))
         index = operator.index(None if no_number else value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{name} must be an int, got {described(value)}") from None
+        instead = ": functions that take one have generator=" if isinstance(value, torch.Generator) else ""
+        raise TypeError(f"{name} must be an int, got {described(value)}{instead}") from None
     if not 0 <= index < 2**bits:
         raise ValueError(f"{name} must lie in [0, 2**{bits}), got {index}")
     return index

@@ -97,7 +97,7 @@ class StartWarning(ImplausibleWarning):
 
 
 class UnsuitedWarning(ImplausibleWarning):
-    """In so few calls the solver misses even Gaussian data on its grid, of any scale."""
+    """In so few calls the solver misses even Gaussian data on its grid, of any scale up to a twentieth of the noise."""
 
 
 class Observed(NamedTuple):
@@ -536,7 +536,7 @@ def words_of_misses(solver: str, n: int, sde: SDE) -> str:
     others = "or another solver" if has_matrix_marginal(sde) else "another solver, or what `pilot` finds"
     return (
         f"all {n} samples: in so few calls on this grid {solver} ends at least twice as large as it should even on "
-        f"Gaussian data, of any scale; take more calls, {others}"
+        f"Gaussian data, of any scale up to a twentieth of the noise at its start; take more calls, {others}"
     )
 
 

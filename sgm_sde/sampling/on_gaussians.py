@@ -7,8 +7,9 @@ the noises, $x_k = A_k x_0 + \sum_m B_{km} z_m$. The run should end with the cov
 $$ \hat\Sigma_n = A_n\Sigma_0 A_n^\top + \sum_m B_{nm} B_{nm}^\top $$
 
 of which the first block's standard deviation is looked at. Too few steps for a solver, or steps where it is not stable,
-show here before any network is called: what ends too large on Gaussian data of every scale between the ends of the
-process is hardly right on others. Data at a point, and tables fitted to a network, are the exceptions.
+show here before any network is called: what ends too large on Gaussian data of every scale from the noise at the end to
+a twentieth of that at the start is hardly right on others. Data at a point, and tables fitted to a network, are the
+exceptions.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ SCALES = 12
 LARGEST = 1e3  # scale, where the process starts from alpha = 0
 AMONG_NOISE = 20.0  # noise level at the start over the largest scale, so that the start says little of the data
 FROM_NOISE = 0.1  # share of the process' first noise level, from which on a table starts from noise
+NOISE = 10.0  # level at the start below which data of common scales are not among those that are looked at
 ABOVE_END = 3.0  # smallest scale over the noise level at the end
 MISSED = 2.0  # times as large as it should be
 
@@ -101,7 +103,8 @@ def std_ratio(program: Program, sde: SDE) -> float:
 def scales(sde: SDE, program: Program) -> np.ndarray:
     """The scales of data that are looked at: between the noise levels of the table's ends.
 
-    None if these are close, or if the table starts in the middle of the process, where data may be as large as noise.
+    None if these are close, or if the table starts in the middle of the process or in little noise, where data may be
+    as large as that.
     """
     levels = [kernel.noise_level for kernel in kernels(sde, (sde.T, program.times[0], program.times[-1]))]
     if not levels:
@@ -109,7 +112,7 @@ def scales(sde: SDE, program: Program) -> np.ndarray:
     first, start, end = levels
     smallest = max(ABOVE_END * end, 1 / LARGEST)
     largest = min(start / AMONG_NOISE, LARGEST)
-    from_noise = start >= FROM_NOISE * min(first, LARGEST)
+    from_noise = start >= max(NOISE, FROM_NOISE * min(first, LARGEST))
     return np.geomspace(smallest, largest, SCALES if from_noise and smallest < largest else 0)
 
 
@@ -120,7 +123,7 @@ def is_unsuited(solver: Solver | AdaptiveSolver, program: Program, sde: SDE) -> 
 
 
 def misses_gaussians(program: Program, sde: SDE) -> bool:
-    """True if a run ends at least twice as large as it should, on Gaussian data of any scale."""
+    """True if a run ends at least twice as large as it should, on Gaussian data of all scales looked at."""
     return std_ratio(program, sde) >= MISSED
 
 

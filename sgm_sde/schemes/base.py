@@ -611,6 +611,8 @@ def _resolve(solver: object, known: Mapping[str, Callable[[], Found]], option: s
         raise ValueError(
             f"{option}={solver!r} is no name: {OF_BLOCKS[name]} is for a process with a matrix, such as CLD()"
         )
+    if name == "default" and option == "solver":
+        raise ValueError(f"solver={solver!r} is no name: the default is what runs where solver= is left out")
     if name not in known:
         _require_no_grid(solver, known)
         if name in NEAREST:

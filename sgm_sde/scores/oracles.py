@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -91,23 +92,8 @@ class Oracle(Constructed, ABC):
             ValueError: at a call, for x of another shape than the data's.
         """
         if has_matrix_marginal(sde):
-
-            @outside_autocast
-            def of_observation(y: Tensor, s: Tensor, /, **kwargs: object) -> Tensor:
-                _require_none(kwargs)
-                self._require_event(y)
-                return self.denoised(y, torch.ones_like(s), s)
-
-            return DenoiserScore(of_observation, sde)
-
-        @outside_autocast
-        def denoiser(x: Tensor, t: Tensor, /, **kwargs: object) -> Tensor:
-            _require_none(kwargs)
-            self._require_event(x)
-            require_times(t, x)
-            return self.denoised(x, sde.alpha(t).to(x.dtype), sde.sigma(t).to(x.dtype))
-
-        return Score(denoiser, sde, "data")
+            return DenoiserScore(_OfObservation(self), sde)
+        return Score(_Denoiser(self, sde), sde, "data")
 
     def _require_event(self, x: Tensor) -> None:
         require_floating("x", x)
@@ -203,6 +189,37 @@ class Oracle(Constructed, ABC):
             return sde.perturb(x, t, stream.normal((n, sde.blocks, *x.shape[1:]), dtype, self.device))
         mean, std = sde.marginal(x, t)
         return mean + std * stream.normal(tuple(x.shape), dtype, self.device)
+
+
+@dataclass(frozen=True, eq=False)
+class _OfObservation:
+    """The denoiser of an oracle's data in noise of the standard deviation s, which other processes can be sent."""
+
+    oracle: Oracle
+
+    @outside_autocast
+    def __call__(self, y: Tensor, s: Tensor, /, **kwargs: object) -> Tensor:
+        _require_none(kwargs)
+        self.oracle._require_event(y)
+        return self.oracle.denoised(y, torch.ones_like(s), s)
+
+
+@dataclass(frozen=True, eq=False)
+class _Denoiser:
+    """The denoiser of an oracle's data on a linear process."""
+
+    oracle: Oracle
+    sde: LinearSDE
+
+    @outside_autocast
+    def __call__(self, x: Tensor, t: Tensor, /, **kwargs: object) -> Tensor:
+        _require_none(kwargs)
+        self.oracle._require_event(x)
+        require_times(t, x)
+
+        alpha = self.sde.alpha(t).to(x.dtype)
+        sigma = self.sde.sigma(t).to(x.dtype)
+        return self.oracle.denoised(x, alpha, sigma)
 
 
 class Gaussian(Oracle):

@@ -1252,3 +1252,11 @@ def test_a_fit_that_sends_noises_out_of_the_data_is_not_taken(
     monkeypatch.setattr(found, "_run", lambda setting, samples, n: ends + torch.tensor([far[id(setting)], 0.0]))
 
     assert found._inside(shelf, exact, 4)(one) == stays
+
+
+@pytest.mark.parametrize(("n", "d", "few"), [(16, 1, True), (31, 32, True), (32, 32, False)])
+def test_few_noises_of_few_numbers_are_told(n: int, d: int, few: bool) -> None:
+    """Where noises times dimensions are less than 1024."""
+    score = sg.oracles.Gaussian(torch.zeros(d), 0.25).score(sg.VPSDE())
+    found = sg.calibrate(score, sg.VPSDE(), (n, d), nfe=3, held_out=16, seed=0)
+    assert any("are few: errors on others" in remark for remark in found.remarks) == few

@@ -402,3 +402,9 @@ def test_phi_functions_of_several_numbers(k: int) -> None:
 def test_phi_functions_are_counted_from_zero(call: Callable[..., object]) -> None:
     with pytest.raises(ValueError, match="got -1"):
         call()
+
+
+@pytest.mark.parametrize("seed", [torch.Generator(), [torch.Generator()]], ids=["one", "list"])
+def test_a_generator_is_no_seed(seed: Any) -> None:
+    with pytest.raises(TypeError, match=r"a seed must be an int, got .*: functions that take one have generator="):
+        resolve_seeds(seed, None, 1)

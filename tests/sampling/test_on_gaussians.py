@@ -105,6 +105,16 @@ def test_runs_that_the_table_does_not_tell_of_are_not_judged_by_it(options: dict
     assert "Gaussian" not in res.status.message
 
 
+def test_data_as_large_as_the_noise_at_the_start_are_not_judged_by_smaller_ones() -> None:
+    """On VE up to 2 a table that misses all scales up to a tenth may be right for unit data: nothing is said."""
+    narrow, wide = sg.VESDE(sigma_min=0.01, sigma_max=2.0), sg.VESDE(sigma_min=0.01, sigma_max=50.0)
+    programs = [sg.sampling.plan(sde, "rk4", nfe=8)[2] for sde in (narrow, wide)]
+    assert programs[0] is not None and programs[1] is not None
+    assert not len(on_gaussians.scales(narrow, programs[0]))
+    assert on_gaussians.scales(wide, programs[1]).max() == pytest.approx(2.5)
+    assert not on_gaussians.misses_gaussians(programs[0], narrow)
+
+
 def test_a_start_at_alpha_0() -> None:
     """The least over the scales, up to 50 where all of the start is noise, run one by one."""
     sde = sg.RectifiedFlowSDE(T=1.0)

@@ -216,3 +216,12 @@ def test_solvers_of_processes_with_a_matrix_are_no_names(name: str, solver: str)
 def test_a_corrector_through_too_many_evaluations_is_refused_in_its_own_words(nodes: int, bounds: str) -> None:
     with pytest.raises(ValueError, match=f"nodes of UniC on .* must lie {bounds}, got {nodes}"):
         sg.schemes.UniC(sg.DEIS(2), nodes=nodes)
+
+
+def test_the_default_has_no_name() -> None:
+    with pytest.raises(
+        ValueError, match="solver='default' is no name: the default is what runs where solver= is left out"
+    ):
+        sg.sample(
+            sg.oracles.Gaussian(torch.zeros(2), 0.5).score(sg.VPSDE()), sg.VPSDE(), (2, 2), solver="default", nfe=5
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import re
 from collections.abc import Callable
 from typing import Any
@@ -249,3 +250,12 @@ def test_oracles_are_exact_under_autocast(oracle: Any) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for a, b in zip(plain, values(), strict=True):
             assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("sde", [sg.VPSDE(), sg.CLD()], ids=["VP", "CLD"])
+def test_scores_of_oracles_can_be_sent_to_other_processes(sde: sg.SDE) -> None:
+    """By pickle, and say the same there."""
+    score = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.3).score(sde)
+    x = sde.prior_sample((3, 2) if isinstance(sde, sg.VPSDE) else (3, 2, 2), seed=0)
+    t = torch.tensor(0.5)
+    assert torch.equal(pickle.loads(pickle.dumps(score))(x, t), score(x, t))
