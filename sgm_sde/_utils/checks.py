@@ -516,9 +516,11 @@ def check_output(
     for what, value in values.items():
         bad = [] if value is None else not_finite(value)
         named = [i for i in bad if among is None or i in among]
-        if named:
-            samples = _in_samples(named, among or ())
-            raise ValueError(f"the {what} is not finite at t={t:.6g} in {samples}")
+        if not named:
+            continue
+
+        samples = _in_samples(named, among or ())
+        raise ValueError(f"the {what} is not finite at t={t:.6g} in {samples}")
 
 
 def _in_samples(named: Sequence[int], among: Sequence[int]) -> str:

@@ -631,9 +631,7 @@ class _Search:
         taken = ranked.settings[0]
         if self.flow.units is not None:
             remarks.append(IN_OWN_UNITS)
-        d = math.prod(self.flow.event)
-        if self.n < EQUATIONS // d:
-            remarks.append(_of_few_noises(self.n, d))
+        remarks += _of_few_noises(self.n, math.prod(self.flow.event))
         if self.flow.given > self.n:
             remarks.append(f"{self.n} of {self.flow.given} noises were fitted to, and the hardest of the others")
         if ranked.outside:
@@ -801,16 +799,19 @@ class _Search:
         return exact.of_fit.median(each) / math.sqrt(exact.variance)
 
 
-def _of_few_noises(n: int, d: int) -> str:
-    """Remark on n noises of d numbers, of which hardly any is one that ends in another mode.
+def _of_few_noises(n: int, d: int) -> list[str]:
+    """Remark on n noises of d numbers where they are few, so that hardly any is one that ends in another mode.
 
     Examples:
-        >>> _of_few_noises(128, 1)
+        >>> _of_few_noises(128, 1)[0]
         '128 noises of 1 number are few: errors on others may be several times what is stated, take 1024'
     """
-    numbers = "1 number" if d == 1 else f"{d} numbers"
     enough = EQUATIONS // d
-    return f"{n} noises of {numbers} are few: errors on others may be several times what is stated, take {enough}"
+    if n >= enough:
+        return []
+
+    numbers = "1 number" if d == 1 else f"{d} numbers"
+    return [f"{n} noises of {numbers} are few: errors on others may be several times what is stated, take {enough}"]
 
 
 def _require_finite(exact: Trajectories, calls: int) -> None:

@@ -49,7 +49,13 @@ class Linearised:
         with torch.enable_grad():
             value = made(self.x, self.output)
         try:
-            (product,) = torch.autograd.grad(value, self.x, v, retain_graph=True, create_graph=self._outer)
+            (product,) = torch.autograd.grad(
+                value,
+                self.x,
+                v,
+                retain_graph=True,
+                create_graph=self._outer,
+            )
         except RuntimeError as error:
             require_repeatable(error, self._outer)
             return repeated_product(lambda x: made(x, self._call(x)), self.x, v)

@@ -135,8 +135,7 @@ def _adaptively(
 
 def _failed(solution: Solution) -> bool:
     """True if a sample is not finite: no other grid or method makes up for a network's failure, which is reported."""
-    values = (solution.volume, solution.latent)
-    return not all(bool(value.detach().isfinite().all()) for value in values)
+    return not all(bool(value.detach().isfinite().all()) for value in (solution.volume, solution.latent))
 
 
 def _excess(solution: Solution, tolerance: Callable[[Solution], Tensor]) -> Tensor:

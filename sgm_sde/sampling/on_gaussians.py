@@ -112,7 +112,8 @@ def scales(sde: SDE, program: Program) -> np.ndarray:
     first, start, end = levels
     smallest = max(ABOVE_END * end, 1 / LARGEST)
     largest = min(start / AMONG_NOISE, LARGEST)
-    from_noise = start >= max(NOISE, FROM_NOISE * min(first, LARGEST))
+    of_first = FROM_NOISE * min(first, LARGEST)
+    from_noise = start >= max(NOISE, of_first)
     return np.geomspace(smallest, largest, SCALES if from_noise and smallest < largest else 0)
 
 
