@@ -452,6 +452,11 @@ class LogSNR(GridRule):
         times: Tensor = sde.time(first + u * (last - first))
         return times
 
+    @cached(maxsize=64, holders=(0, 1))
+    def _placed(self, sde: SDE, steps: int, start: float, end: float) -> Tensor:
+        """The times (steps + 1,), kept for the next run: to find them takes as long as some network calls."""
+        return super()._placed(sde, steps, start, end)
+
     def levels(self, sde: SDE, start: float, end: float) -> tuple[float, float]:
         """Log-SNR at the ends.
 

@@ -585,7 +585,9 @@ def test_which_default() -> None:
     """By the budget, and by what the process allows at the times that are given."""
     vp = LINEAR["vp"]
     budgets = (1, 5, 6, 9, 10, 15, 16, 29, 30, 500)
-    chosen = {budget: sg.defaults.default_setting(vp, budget) for budget in budgets}
+    settings = {budget: sg.defaults.default_setting(vp, budget) for budget in budgets}
+    assert [setting.budget for setting in settings.values()] == list(budgets)
+    chosen = {budget: setting.plain for budget, setting in settings.items()}
     assert chosen[1] == chosen[5] != chosen[6]
     assert chosen[6] == chosen[9] == chosen[10] == chosen[15] != chosen[16]
     assert chosen[16] == chosen[29] != chosen[30]

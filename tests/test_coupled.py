@@ -46,7 +46,7 @@ def test_the_default_is_exact_on_straight_paths(nfe: int) -> None:
     res = sg.sample(COUPLED, SDE, x_T=start, nfe=nfe)
     torch.testing.assert_close(res.x, C * NOISE, rtol=1e-12, atol=1e-12)
     setting = sg.defaults.default_setting(SDE, nfe, coupled=True)
-    assert setting in sg.sampling.candidates.default_candidates(nfe, coupled=True)
+    assert setting.plain in sg.sampling.candidates.default_candidates(nfe, coupled=True)
 
 
 def test_the_default_has_a_scale() -> None:
@@ -54,7 +54,7 @@ def test_the_default_has_a_scale() -> None:
     few, more = (sg.defaults.default_setting(SDE, nfe, coupled=True) for nfe in (7, 8))
     assert (few.solver.nodes, more.solver.nodes) == (2, 3)
     small = sg.defaults.default_setting(SDE, 8, data_std=0.1, coupled=True)
-    assert small == sg.Setting(more.solver, replace(more.grid, data_std=0.1))
+    assert small == sg.Setting(more.solver, replace(more.grid, data_std=0.1), nfe=8)
     with pytest.raises(TypeError, match="coupled"):
         sg.defaults.default_setting(SDE, 8, coupled="yes")  # type: ignore[arg-type]
 

@@ -50,9 +50,11 @@ class Setting(Value):
     Args:
         solver: a solver or its name.
         grid: a grid rule or its name; None for the solver's `default_grid`.
+        nfe: the budget of network calls that it was chosen for, which `sample` takes where none is given; that of the
+            solver, or any, if not given.
 
     Raises:
-        ValueError: for unknown names.
+        ValueError: for unknown names, and a budget that is not an integer of at least 1.
         TypeError: for a grid of given times, or anything else that is no solver or rule.
 
     Examples:
@@ -62,17 +64,19 @@ class Setting(Value):
 
     solver: Solver
     grid: GridRule | None = None
+    nfe: int | None = None
 
-    def __init__(self, solver: Solver | str, grid: GridRule | str | None = None) -> None:
+    def __init__(self, solver: Solver | str, grid: GridRule | str | None = None, nfe: int | None = None) -> None:
         if isinstance(grid, Grid) or not (grid is None or isinstance(grid, GridRule | str)):
             raise TypeError(f"the grid of a setting must be a rule or its name, got {described(grid)}")
         object.__setattr__(self, "solver", resolve(solver))
         object.__setattr__(self, "grid", rule(grid) if isinstance(grid, str) else grid)
+        object.__setattr__(self, "nfe", None if nfe is None else check_integer("nfe", nfe))
 
     @property
     def budget(self) -> int | None:
         """The number of network calls that it was chosen for; None for any."""
-        return self.solver.budget
+        return self.solver.budget if self.nfe is None else self.nfe
 
     @property
     def plain(self) -> Setting:
@@ -226,7 +230,7 @@ def across(setting: Setting, jumps: Sequence[float]) -> Setting:
     if not jumps or not isinstance(setting.solver, ExponentialAdams):
         return setting
     grid = replace(setting.grid, jumps=jumps) if isinstance(setting.grid, Thinned) else setting.grid
-    return Setting(setting.solver.with_jumps(jumps), grid)
+    return Setting(setting.solver.with_jumps(jumps), grid, setting.nfe)
 
 
 def on_table(setting: Setting) -> Setting:
@@ -244,7 +248,9 @@ def on_table(setting: Setting) -> Setting:
     """
     instance_of("setting", setting, Setting, "a Setting")
     grid = setting.grid
-    return Setting(setting.solver, replace(grid, on_table=True)) if isinstance(grid, Thinned) else setting
+    if not isinstance(grid, Thinned):
+        return setting
+    return Setting(setting.solver, replace(grid, on_table=True), setting.nfe)
 
 
 def with_room(setting: Setting, nfe: int) -> Setting:
@@ -266,7 +272,7 @@ def with_room(setting: Setting, nfe: int) -> Setting:
     room = max(check_integer("nfe", nfe) - 2, 0)
     if not isinstance(setting.grid, Thinned) or len(setting.grid.jumps) <= room:
         return setting
-    return Setting(setting.solver, replace(setting.grid, jumps=setting.grid.jumps[:room]))
+    return Setting(setting.solver, replace(setting.grid, jumps=setting.grid.jumps[:room]), setting.nfe)
 
 
 SETTINGS = settings()
@@ -368,7 +374,7 @@ def default_setting(
 
     Args:
         sde: the process.
-        nfe: the budget, 50 if not given.
+        nfe: the budget, which what is returned brings with it: `sample` needs none besides. 50 if not given.
         t_start: where sampling starts, if it is given.
         t_end: where it ends, if it is given.
         data_std: scale of the data as the network knows them. `sample` takes 1, or the nearest scale between 5 times
@@ -401,11 +407,13 @@ def default_setting(
     _require_levels(sde, times, {"data_std": data_std, "coupled": coupled or None})
     if has_matrix_marginal(sde) and all(t >= EARLIEST * sde.T for t in [sde.eps, *times]):
         few, more = WITH_A_MATRIX
-        return few if budget < OF_HISTORY else more
-    if not has_scalar_marginal(sde):
-        return Setting("heun2")
-    chosen = with_room(_linear_setting(sde, budget, times, data_std, coupled, guided, jumps), budget)
-    return chosen if t_end is None else _to_a_given_end(chosen)
+        chosen = few if budget < OF_HISTORY else more
+    elif not has_scalar_marginal(sde):
+        chosen = Setting("heun2")
+    else:
+        chosen = with_room(_linear_setting(sde, budget, times, data_std, coupled, guided, jumps), budget)
+        chosen = chosen if t_end is None else _to_a_given_end(chosen)
+    return Setting(chosen.solver, chosen.grid, nfe)
 
 
 def _linear_setting(

@@ -109,19 +109,13 @@ class PilotResult(Setting):
         network_evals: int = 0,
         shared_evals: int = 0,
     ) -> None:
-        super().__init__(errors[0][0].solver, errors[0][0].grid)
+        super().__init__(errors[0][0].solver, errors[0][0].grid, nfe)
         object.__setattr__(self, "errors", tuple(errors))
         object.__setattr__(self, "reference_error", reference_error)
-        object.__setattr__(self, "nfe", nfe)
         object.__setattr__(self, "remarks", tuple(remarks))
         object.__setattr__(self, "typical", tuple(typical))
         object.__setattr__(self, "network_evals", network_evals)
         object.__setattr__(self, "shared_evals", shared_evals)
-
-    @property
-    def budget(self) -> int:
-        """The number of network calls that it was chosen for."""
-        return self.nfe
 
     def __str__(self) -> str:
         title = f"at {_calls(self.nfe)}, reference known to {self.reference_error:.0e}"

@@ -232,9 +232,9 @@ def test_the_default_has_the_law_of_the_data(sde: sg.processes.MatrixSDE, nfe: i
 
 def test_which_default_on_a_process_with_a_matrix() -> None:
     """gDDIM, by one evaluation where steps are long, where its rotation is known; at t = 0 it is not."""
-    assert sg.defaults.default_setting(CRITICAL, 7) == sg.Setting(sg.schemes.GDDIM(1), "quadratic")
-    assert sg.defaults.default_setting(CRITICAL, 8) == sg.Setting(sg.schemes.GDDIM(3), "quadratic")
-    assert sg.defaults.default_setting(CRITICAL, 20, t_end=0.0) == sg.Setting("heun2")
+    assert sg.defaults.default_setting(CRITICAL, 7) == sg.Setting(sg.schemes.GDDIM(1), "quadratic", 7)
+    assert sg.defaults.default_setting(CRITICAL, 8) == sg.Setting(sg.schemes.GDDIM(3), "quadratic", 8)
+    assert sg.defaults.default_setting(CRITICAL, 20, t_end=0.0) == sg.Setting("heun2", nfe=20)
 
 
 BAD: list[tuple[Any, str]] = [

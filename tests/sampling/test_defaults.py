@@ -223,7 +223,7 @@ def test_the_default_for_a_guided_score_is_among_the_candidates_of_a_pilot(nfe: 
     traits = guided(sg.VPSDE(), INTERVAL).traits
     setting = sg.defaults.default_setting(sg.VPSDE(), nfe, **traits)
     assert setting.solver.jumps == setting.grid.jumps == (5.0, 0.3)
-    assert setting in default_candidates(nfe, **traits)
+    assert setting.plain in default_candidates(nfe, **traits)
 
 
 @pytest.mark.parametrize("jumps", [None, 3.0, "ab", b"ab", (x for x in (0.3, 3.0)), torch.tensor(3.0), [-1.0], ["a"]])
@@ -241,6 +241,21 @@ def test_levels_that_are_none_are_refused(take: Any, jumps: Any) -> None:
     """By the option's name, wherever they are given; nothing is lost on the way."""
     with pytest.raises((ValueError, TypeError), match="jumps"):
         take(jumps)
+
+
+def test_a_setting_brings_its_budget() -> None:
+    """The one for a scale is given in the place of a solver, without the budget again."""
+    sde = sg.VPSDE()
+    score = sg.oracles.Gaussian(torch.zeros(2), 0.01).score(sde)
+    setting = sg.defaults.default_setting(sde, 8, data_std=0.1)
+    assert sg.sample(score, sde, (2, 2), solver=setting, seed=0).nfe == 8
+    assert sg.sample(score, sde, (2, 2), solver=setting, nfe=12, seed=0).nfe == 12
+    assert sg.sample(score, sde, (2, 2), solver=setting, steps=3, seed=0).nfe == 3
+    assert sg.sample(score, sde, (2, 2), solver=sg.Setting("ddim", nfe=5), seed=0).nfe == 5
+    kept = [sg.defaults.across(setting, [3.0]), sg.defaults.on_table(setting), sg.defaults.with_room(setting, 8)]
+    assert [one.budget for one in kept] == [8, 8, 8] and setting.plain.budget is None
+    with pytest.raises(ValueError, match="nfe must be an integer of at least 1, got 0"):
+        sg.Setting("ddim", nfe=0)
 
 
 def test_levels_in_a_tensor() -> None:
