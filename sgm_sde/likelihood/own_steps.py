@@ -35,6 +35,7 @@ from sgm_sde.likelihood.errors import (
 )
 from sgm_sde.likelihood.multistep import spread, trust
 from sgm_sde.likelihood.problem import FLAT, Problem, Solution
+from sgm_sde.likelihood.results import BY_JUMPS, BY_NOISE
 from sgm_sde.likelihood.trace import some_of
 from sgm_sde.processes.linear import LinearNode
 from sgm_sde.processes.predictions import Marginal, Scalars, convert
@@ -198,6 +199,7 @@ class Resolving(EmbeddedStepper):
         super().__init__(flow, DOPRI5, rtol, atol, len(z), flow.coefficients.prepare)
         self.flow = flow
         self.limits = limits
+        self.given_up = np.full(len(z), "", dtype=object)  # why a sample was
         self._stages: list[tuple[State, State]] = []  # states and slopes of a step, but for the first
         self._left = torch.full_like(flat(z)[:, 0], math.inf)  # E_1 of the last attempt, as if smooth, for a step of 1
         self._steps = np.zeros((2, len(z)))  # that were taken, and those of them on which slopes were noise
@@ -273,19 +275,29 @@ class Resolving(EmbeddedStepper):
         taken, noisy = self._steps
         taken[arrived] += 1
         noisy[arrived] += self._noisy[ok]
+        self.give_up((taken >= LEAST_STEPS) & (noisy > NOISY * taken), BY_NOISE)
+
+    def give_up(self, samples: np.ndarray, reason: str) -> None:
+        """Let the samples of a mask (B,) make no further step, where attempts are limited."""
         if self.limits is not None:
-            given_up = (taken >= LEAST_STEPS) & (noisy > NOISY * taken)
-            self.limits[given_up] = 0
+            self.limits[samples] = 0
+            self.given_up[samples] = reason
 
 
 class FlowStepper(Resolving):
     """Steps of the flow with its volume, with what their errors do to the log-density added up: raised where steps are
-    long or slopes jump, as sizes, with signs, and the squares of what rounding does."""
+    long or slopes jump, as sizes, with signs, and the squares of what rounding does.
+
+    A sample is given up as soon as jumps of the trace have left more than `most` (B,): shorter steps meet as many.
+    """
 
     _of_step: Tensor  # what the errors of the step that is tried do, (b, 5)
 
-    def __init__(self, flow: NormalisedFlow, rtol: float, atol: float, limits: np.ndarray | None, z: Tensor) -> None:
+    def __init__(
+        self, flow: NormalisedFlow, rtol: float, atol: float, limits: np.ndarray | None, z: Tensor, most: Tensor | None
+    ) -> None:
         super().__init__(flow, rtol, atol, limits, z)
+        self.most = most
         self._sums = z.new_zeros(len(z), 5)
 
     def attempted(self, active: Active, attempt: Attempt, of_jumps: Tensor) -> None:
@@ -303,6 +315,9 @@ class FlowStepper(Resolving):
     def taken(self, samples: Tensor, rows: Tensor) -> None:
         """Add what the accepted steps' errors do."""
         self._sums.index_add_(0, samples, self._of_step.index_select(0, rows))
+        if self.most is not None:
+            of_jumps = self._sums[:, 4]
+            self.give_up((of_jumps > self.most).cpu().numpy(), BY_JUMPS)
 
     def errors(self) -> tuple[Tensor, Tensor, Tensor]:
         """The error of the log-density (B,), what of it are jumps of the trace, and what a relative change by 1 of the
@@ -359,6 +374,7 @@ class Ends(NamedTuple):
         volumes: log-volumes (B, columns) that were solved with them, if any.
         of_jumps: what of the errors are jumps of the trace (B,), where it is known.
         moved: what a relative change by 1 of the states does to the log-density on the way (B,), where it is known.
+        given_up: why each sample was given up (B,); empty where it was not.
     """
 
     flow: NormalisedFlow
@@ -367,6 +383,7 @@ class Ends(NamedTuple):
     volumes: Tensor | None = None
     of_jumps: Tensor | None = None
     moved: Tensor | None = None
+    given_up: np.ndarray | None = None
 
 
 def adaptive(flow: NormalisedFlow, rtol: float, atol: float) -> Ends:
@@ -381,12 +398,12 @@ def adaptive(flow: NormalisedFlow, rtol: float, atol: float) -> Ends:
 
 
 def by_own_steps(
-    flow: NormalisedFlow, rtol: float, atol: float, limits: np.ndarray | None = None
+    flow: NormalisedFlow, rtol: float, atol: float, limits: np.ndarray | None = None, most: Tensor | None = None
 ) -> tuple[Ends, Integration]:
     """The run of an adaptive solver and its last states, at the other end for samples that have arrived.
 
     `limits` are the attempts of each sample (B,), which become none for those that are given up, since shorter steps
-    resolve nothing.
+    resolve nothing; `most` is what jumps of the trace may leave in its log-density (B,).
     """
     problem = flow.problem
     x = problem.x[flow.rows]
@@ -399,18 +416,18 @@ def by_own_steps(
     stepper: StateStepper | FlowStepper = StateStepper(flow, rtol, atol, limits, z)
     if problem.estimate is not None:
         y = z, x.new_zeros(len(x), problem.trace.columns)
-        stepper = FlowStepper(flow, rtol, atol, limits, z)
+        stepper = FlowStepper(flow, rtol, atol, limits, z, most)
 
     span = flow.lam[start], flow.lam[end]
-    most = ATTEMPTS if limits is None else limits
-    run = integrate_adaptive(stepper, y, *span, max_steps=most, controller=Controller())
+    attempts = ATTEMPTS if limits is None else limits
+    run = integrate_adaptive(stepper, y, *span, max_steps=attempts, controller=Controller())
     z, *volumes = run.y
     latent = flow.scale[end] * z
     if isinstance(stepper, FlowStepper):
         (volume,) = volumes
         error, of_jumps, moved = stepper.errors()
-        return Ends(flow, latent, error, volume, of_jumps, moved), run
-    return Ends(flow, latent, flow.scale[end] * stepper.error()), run
+        return Ends(flow, latent, error, volume, of_jumps, moved, stepper.given_up), run
+    return Ends(flow, latent, flow.scale[end] * stepper.error(), given_up=stepper.given_up), run
 
 
 def _require_arrived(run: Integration, flow: NormalisedFlow) -> None:

@@ -14,7 +14,7 @@ from sgm_sde.likelihood.integrals import OutputDependsOnBatch, on_grid
 from sgm_sde.likelihood.nodes import NodeByNode, fixed_grid
 from sgm_sde.likelihood.own_steps import CALLS_A_STEP, Ends, NormalisedFlow, by_own_steps, joint
 from sgm_sde.likelihood.problem import Problem, Solution
-from sgm_sde.likelihood.results import BY_CALLS, BY_ERROR, BY_NOISE, Unresolved
+from sgm_sde.likelihood.results import BY_CALLS, BY_ERROR, Unresolved
 
 REFINEMENTS = (2, 4)  # times the steps
 OF_ROUGH = (2, 4, 8)  # the same where the integral of the divergence is what is inexact
@@ -29,6 +29,8 @@ SMOOTHER = 1 / 20  # the same of what only looks like kinks, where an integrand 
 FEW = 0.1  # share of what kinks leave in the rest of the error below which there are none
 CONVERGES = 1 / 16  # factor of the error on twice the nodes, less than what the order promises, where a change tells it
 TOLERANCES = (0.03, 0.003, 0.0003)  # of an adaptive solver's steps, in units of the error that is asked of the value
+OF_JUMPS = (4.0, 2.0, 1.0)  # times that error: what jumps of the trace may leave, of which the next run leaves half
+GAIN = 0.5  # share of the error of a sample that jumps may leave, for a run to be worth its calls
 GROWS = 10 ** (1 / 5)  # factor of the calls at a tenth of a tolerance, that of a method of order 5
 
 
@@ -116,14 +118,16 @@ def _adaptively(
 ) -> tuple[Solution, Tensor]:
     """The solution with some samples (B,) by an adaptive solver, and those (B,) whose error is still too large.
 
-    A sample that does not arrive keeps what it had, and is not tried again: smaller steps do not bring it further.
+    A sample that does not arrive keeps what it had, and is not tried again: smaller steps do not bring it further. It is
+    given up where jumps leave more than half of the error that that had, and more than the runs to come would mend.
     """
-    for run, share in enumerate(TOLERANCES, len(REFINEMENTS) + 1):
+    for run, (share, of_jumps) in enumerate(zip(TOLERANCES, OF_JUMPS, strict=True), len(REFINEMENTS) + 1):
         rows = some.budget.affords(going)
         if not len(rows):
             break
 
-        found, arrived = some.adaptive(run, share * tightness, rows)
+        most = torch.maximum(of_jumps * tolerance(solution), GAIN * solution.stated)[rows]
+        found, arrived = some.adaptive(run, share * tightness, rows, most)
         arrivals = rows[arrived]
         coarser = solution
         solution = solution.replaced(arrivals, found.among(arrived))
@@ -157,19 +161,20 @@ class Budget:
         self._spent = np.zeros(n, dtype=np.int64)
         self._last = np.zeros(n, dtype=np.int64)  # calls of the last run
         self._arrived = np.ones(n, dtype=bool)  # in that, or not tried yet
-        self._noisy = np.zeros(n, dtype=bool)  # whose slopes were noise to its steps
+        self._given_up = np.full(n, "", dtype=object)  # why a sample was
 
-    def solve(self, flow: NormalisedFlow, tolerance: float) -> tuple[Ends, Tensor]:
-        """The other end of the flow of some samples (b,) by what calls are left to them, and which have arrived."""
+    def solve(self, flow: NormalisedFlow, tolerance: float, most: Tensor | None = None) -> tuple[Ends, Tensor]:
+        """The other end of the flow of some samples (b,) by what calls are left to them, and which have arrived; `most`
+        is what jumps of the trace may leave in their log-densities (b,)."""
         at = flow.rows.cpu().numpy()
         left = self.most - self._spent[at]
         limits = (left // CALLS_A_STEP).clip(min=1)
-        ends, run = by_own_steps(flow, tolerance, tolerance, limits)
+        ends, run = by_own_steps(flow, tolerance, tolerance, limits, most)
 
         self._last[at] = run.evaluations.numpy()
         self._spent[at] += self._last[at]
         self._arrived[at] = run.completed.numpy()
-        self._noisy[at] = limits == 0
+        self._given_up[at] = ends.given_up
         return ends, run.completed.to(flow.rows.device)
 
     def affords(self, going: Tensor) -> Tensor:
@@ -180,7 +185,7 @@ class Budget:
     def unresolved(self, going: Tensor) -> Unresolved:
         """Numbers of some samples (n,), and names of what kept each from the tolerance."""
         by_error = np.where(self._able(), BY_ERROR, BY_CALLS)
-        reasons = np.where(self._noisy, BY_NOISE, by_error)
+        reasons = np.where(self._given_up != "", self._given_up, by_error)
         rows = going.nonzero().flatten().cpu().numpy()
         return Unresolved(tuple(rows.tolist()), tuple(reasons[rows].tolist()))
 
@@ -220,11 +225,12 @@ class Some:
                 self.alone = False
         return on_grid(self.problem.run(number), steps, self.s, rows, alone=False)[0]
 
-    def adaptive(self, number: int, tolerance: float, rows: Tensor) -> tuple[Solution, Tensor]:
-        """By steps of each sample's own, by a run of this number, and which samples have arrived."""
+    def adaptive(self, number: int, tolerance: float, rows: Tensor, most: Tensor) -> tuple[Solution, Tensor]:
+        """By steps of each sample's own, by a run of this number, and which samples have arrived; `most` is what jumps
+        of the trace may leave (b,)."""
         problem = self.problem.run(number, constant=True)
         flow = NormalisedFlow(problem, self.s, rows=rows, alone=self.alone)
-        ends, arrived = self.budget.solve(flow, tolerance)
+        ends, arrived = self.budget.solve(flow, tolerance, most)
         return joint(ends), arrived
 
     def compared_grids(self, before: Solution, after: Solution, rows: Tensor) -> Solution:

@@ -17,6 +17,7 @@ from sgm_sde.engine.noise import VERSION as NOISE
 from sgm_sde.engine.status import Status
 
 BY_NOISE = "noise"  # or roughness of the network's output, which shorter steps do not resolve
+BY_JUMPS = "jumps"  # of the network's divergence, at more places than an adaptive solver can find
 BY_CALLS = "calls"  # that the method may make
 BY_ERROR = "error"  # of the last method that is tried
 
@@ -42,6 +43,8 @@ def unresolved_status(unresolved: Sequence[int], reasons: Sequence[str], n: int,
     message = f"the numerical error of {len(unresolved)} of {n} samples did not come down to the tolerance{of_method}"
     why = {
         BY_NOISE: "the network's output is too rough, or not the same at each call, for shorter steps to be of use",
+        BY_JUMPS: "the network's divergence jumps, as with ReLU, at more places than an adaptive solver can find: "
+        "FixedGrid(steps=...) of twice the steps divides their error by about two",
         BY_CALLS: f"max_calls={getattr(method, 'max_calls', '')} network calls did not suffice",
     }
     for reason, said in why.items():

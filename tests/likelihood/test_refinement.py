@@ -112,6 +112,27 @@ def test_an_output_that_is_drawn_anew() -> None:
     assert float(res.error.min()) > 0.1
 
 
+@pytest.mark.slow
+def test_jumps_at_too_many_places_are_given_up() -> None:
+    """Each costs an adaptive solver some ten steps: once those so far have left too much, the sample keeps the grid's
+    value and error, and the warning says what errs less."""
+    drawn = torch.Generator().manual_seed(0)
+    into, out = torch.randn(2, 300, 2, generator=drawn, dtype=F64)
+    rates, places = torch.randn(2, 300, generator=drawn, dtype=F64)
+
+    def noise(x: Tensor, t: Tensor) -> Tensor:
+        kinks = (x @ into.T + rates * VP.log_snr(t)[:, None] / 4 - 4 * places).clamp(min=0)
+        return MIXTURE.score(VP).predict("noise", x, t) + 0.01 * kinks @ out
+
+    x = MIXTURE.sample(1, VP, 1e-5, seed=0, dtype=F64)
+    score = sg.from_noise(noise, VP)
+    with pytest.warns(LikelihoodWarning, match="of 1 samples .* divergence jumps, as with ReLU, at more places than"):
+        res = sg.log_prob(score, VP, x)
+    assert res.reasons == ("jumps",) and res.nfe < 1500
+    finer = sg.log_prob(score, VP, x, method=FixedGrid(1500))
+    assert float((res.value - finer.value).abs()) < float(res.error + finer.error)
+
+
 def test_calls_of_a_point_are_limited() -> None:
     """What the adaptive solver may take is the user's to say, and samples that need more are named."""
     x = MIXTURE.sample(4, VP, 1e-5, seed=0, dtype=F64)
