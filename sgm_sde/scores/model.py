@@ -140,7 +140,7 @@ class BoundScore:
         Raises:
             ValueError: for arguments of which nothing says what they are.
         """
-        if len(index) == batch or not self.kwargs:
+        if len(index) == batch:
             return self.kwargs
         return map_rows(lambda _, rows: rows[index.to(rows.device)], self.resolved(batch))
 
