@@ -118,8 +118,8 @@ def _adaptively(
 ) -> tuple[Solution, Tensor]:
     """The solution with some samples (B,) by an adaptive solver, and those (B,) whose error is still too large.
 
-    A sample that does not arrive keeps what it had, and is not tried again: smaller steps do not bring it further. It is
-    given up where jumps leave more than half of the error that that had, and more than the runs to come would mend.
+    A sample that does not arrive keeps what it had, and is not tried again: smaller steps do not bring it further. One
+    is given up where jumps leave more than half of the error that it had, and more than the runs to come would mend.
     """
     for run, (share, of_jumps) in enumerate(zip(TOLERANCES, OF_JUMPS, strict=True), len(REFINEMENTS) + 1):
         rows = some.budget.affords(going)
