@@ -249,6 +249,13 @@ class TokenGrid(Value):
         return f"TokenGrid({self.steps} rows of {self._shape[1:]})"
 
 
+def _not_in_order(sde: SDE, ends: Sequence[tuple[str, float | None, float]]) -> ValueError:
+    """The error for a start and an end, named, given and placed, that are not in this order within a process."""
+    (_, _, start), _ = ends
+    words = in_words_of_table(sde, start) if start > sde.T else ""
+    return ValueError(f"need 0 <= t_end < t_start <= T = {sde.T}, got {_of_ends(ends)}{words}")
+
+
 def _of_ends(ends: Iterable[tuple[str, float | None, float]]) -> str:
     """Words for ends of a grid: name, what was given, and where it is placed."""
     ends = list(ends)
@@ -347,11 +354,10 @@ class GridRule(Value, ABC):
             raise ValueError(f"t_start must be positive and finite, got {t_start}")
         start, end = self.ends(sde, steps, t_start, t_end)
         if not 0 <= end < start <= sde.T:
-            ends = (("t_start", t_start, start), ("t_end", t_end, end))
-            words = in_words_of_table(sde, start) if start > sde.T else ""
-            raise ValueError(f"need 0 <= t_end < t_start <= T = {sde.T}, got {_of_ends(ends)}{words}")
+            raise _not_in_order(sde, [("t_start", t_start, start), ("t_end", t_end, end)])
         if steps == 0:
             return Grid([start])
+
         inner = self._placed(sde, steps, start, end)
         return Grid([start, *inner[1:-1].tolist(), end])  # the ends to the last bit
 

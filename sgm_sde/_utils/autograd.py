@@ -64,7 +64,7 @@ def require_repeatable(error: RuntimeError, differentiated: bool) -> None:
         raise ValueError(
             "torch.compile gives first derivatives alone, and enable_grad=True takes second ones here: give it the "
             "network as it was before it was compiled"
-        ) from error
+        ) from None
 
 
 def repeated_product(call: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:

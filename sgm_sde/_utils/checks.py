@@ -20,6 +20,7 @@ from sgm_sde._utils.shapes import finite
 
 MOST_STEPS = 1_000_000  # of a run on a grid, each a row of its table, and of its network calls
 LARGEST = 2.0**53  # integer, up to which floats know them all
+NAMED = 8  # samples in an error message, which gives the number of the others
 SHORT_TABLE = 20  # names, which an error lists where none is similar to the one given
 SIMILAR = 0.65  # share of letters in common, from which on a name may have been meant
 LONGEST = 200  # characters of a value in an error message
@@ -526,6 +527,8 @@ def check_output(
 def _in_samples(named: Sequence[int], among: Sequence[int]) -> str:
     """Words for some samples, and for the others among which they are."""
     plural = "s" if len(named) > 1 else ""
-    numbers = ", ".join(map(str, named))
+    numbers = ", ".join(map(str, named[:NAMED]))
+    if len(named) > NAMED:
+        numbers += f" and {len(named) - NAMED} more"
     later = ", ".join(str(i) for i in among if i not in named)
     return f"sample{plural} {numbers} and later in {later}" if later else f"sample{plural} {numbers}"

@@ -200,7 +200,7 @@ class ExactTrace:
             raise ValueError(
                 f"trace=Exact(chunk={self.chunk}) takes several rows at once by vmap, which this network does not "
                 f"allow, as one under torch.compile: take Exact()"
-            ) from error
+            ) from None
 
     def _unit(self, k: int, out: Tensor, d: int) -> Tensor:
         """A state of zeros but for number k of each sample, of the shape of the output."""

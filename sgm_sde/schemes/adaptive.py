@@ -205,7 +205,8 @@ class Flow:
         """Times t at the places u between those of the run's ends, as rounded into it; at these exactly."""
         start, end = self._ends[t.dtype]
         t = t.clamp(min(start, end), max(start, end))
-        outermost = u.aminmax()
+        outermost = u.aminmax() if len(u) else ()
+
         for place, time in ((self.start, start), (self.end, end)):
             if place in outermost:
                 t = torch.where(u == place, time, t)

@@ -195,7 +195,7 @@ def test_a_network_in_train_mode_is_told() -> None:
         (
             {"score": sg.from_noise(lambda x, t: x / 0, SDE)},
             ValueError,
-            r"not finite at t=0\.\d+ in sample 0",
+            r"not finite at t=0\.\d+ in samples 0, 1, 2, 3, 4, 5, 6, 7 and \d+ more",
         ),
         ({"data": DATA[:8]}, ValueError, r"at least 16 data, got a tensor of shape \(8, 2\)"),
         ({"data": DATA[:, :0]}, ValueError, r"got a tensor of shape \(48, 0\)"),

@@ -106,7 +106,7 @@ def test_an_output_that_is_drawn_anew() -> None:
         return factor * MIXTURE.score(VP).predict("noise", x, t)
 
     x = MIXTURE.sample(4, VP, 1e-5, seed=0, dtype=F64)
-    with pytest.warns(LikelihoodWarning, match="or dropout in train mode"):
+    with pytest.warns(LikelihoodWarning, match="or not the same at each call"):
         res = sg.log_prob(sg.from_noise(noise, VP), VP, x, seed=0)
     assert calls < 2000 and set(res.reasons) == {"noise"}
     assert float(res.error.min()) > 0.1
