@@ -164,10 +164,10 @@ def settings(data_std: float = 1.0) -> tuple[Setting, ...]:
 
 
 def guided_settings(data_std: float = 1.0, jumps: Sequence[float] = ()) -> tuple[Setting, ...]:
-    """The settings for guided scores on data of a scale: below 8 calls, and from 8 and 30 calls on.
+    """The settings for guided scores on data of a scale: below 11 calls, and from 11 and 30 calls on.
 
     Strong guidance makes the flow stiff, where methods through many evaluations are not stable: more calls err more.
-    Below 8 calls these go through one evaluation and correct through two, from there on through two and three. Where
+    Below 11 calls these go through one evaluation and correct through two, from there on through two and three. Where
     the score jumps they start anew, and go through one and two up to 29 calls.
 
     Args:
@@ -278,7 +278,7 @@ def with_room(setting: Setting, nfe: int) -> Setting:
 SETTINGS = settings()
 GUIDED = guided_settings()
 BOUNDS = (FEW, SOME, MANY)
-STIFF = 8  # calls from which on guided scores are taken through two evaluations
+STIFF = 11  # calls from which on guided scores are taken through two evaluations
 GUIDED_BOUNDS = (STIFF, MANY)
 
 
@@ -357,7 +357,7 @@ def default_setting(
     which prints what it reaches on the other half, and on networks of other recipes.
 
     Guidance makes the flow stiff: for a guided score it is Adams' method through one evaluation, corrected through two,
-    and from 8 calls on through two and three. Where the score jumps, at the ends of an interval of guidance, there are
+    and from 11 calls on through two and three. Where the score jumps, at the ends of an interval of guidance, there are
     nodes, at which the method starts anew, and it goes through one up to 29 calls. Chosen on half of the cells of
     `python -m benchmarks.guided_defaults`.
 

@@ -71,6 +71,17 @@ def test_more_calls_err_less_under_strong_guidance(sde: sg.LinearSDE) -> None:
     assert found[2] < 1e-3
 
 
+@pytest.mark.parametrize("nfe", [8, 10])
+@pytest.mark.parametrize("sde", PROCESSES, ids=str)
+def test_few_calls_under_strong_guidance_go_through_one_evaluation(sde: sg.LinearSDE, nfe: int) -> None:
+    """Through two they are off by more; from 11 calls on steps are short enough."""
+    score = guided(sde, scale=7.5)
+    low, some, _ = sg.defaults.GUIDED
+    assert sg.defaults.default_setting(sde, nfe, guided=True).plain == low
+    assert sg.defaults.default_setting(sde, 11, guided=True).plain == some
+    assert error(score, nfe) < error(score, nfe, some)
+
+
 @pytest.mark.parametrize("sde", PROCESSES, ids=str)
 def test_few_calls_resolve_an_interval(sde: sg.LinearSDE) -> None:
     score = guided(sde, INTERVAL, scale=3.0)
@@ -100,7 +111,7 @@ def test_guided_data_may_lie_far_from_0(sde: sg.LinearSDE) -> None:
         found = sg.sample(score, sde, x_T=x, nfe=nfe, model_kwargs=kwargs).x
         return float((found - exact).square().mean().sqrt()) / NARROW
 
-    assert off(8) < 0.15
+    assert off(8) < 0.2
     assert off(12) < 0.06
     assert off(20) < 0.004
 
