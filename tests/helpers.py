@@ -178,13 +178,17 @@ def marginal_std(sde: sg.LinearSDE, std: float, t: float) -> float:
     return math.hypot(float(sde.alpha(t)) * std, float(sde.sigma(t)))
 
 
-class UsedUp(torch.autograd.Function):
-    """The square, whose graph gives a single product, as those of compiled functions may."""
+class Square(torch.autograd.Function):
+    """The square, without a product."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         return x**2
+
+
+class UsedUp(Square):
+    """The square, whose graph gives a single product, as those of compiled functions may."""
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Tensor:

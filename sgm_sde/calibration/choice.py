@@ -25,6 +25,7 @@ from torch import Tensor
 from sgm_sde.calibration.result import PILOT, HeldOut
 from sgm_sde.calibration.strata import Strata
 from sgm_sde.sampling.defaults import Setting
+from sgm_sde.sampling.trials import of_half
 
 ENOUGH = 0.9  # of the error off the shelf; above, no fit is worth its trouble
 PARTS = 8  # of the noises, each measured with the choice made on the others
@@ -117,10 +118,7 @@ class Comparison:
 
     def of_few(self, each: Tensor) -> int:
         """The number of noises that make half of the mean square, the largest first."""
-        weighted = self.strata.weights.to(each) * each
-        ordered = weighted.sort(descending=True).values
-        sums = ordered.cumsum(0)
-        return int((sums < sums[-1] / 2).sum()) + 1
+        return of_half(self.strata.weights.to(each) * each)
 
     def best(self, stays: Stays) -> Choice:
         """The first fit that stays in the range of the samples; the best off the shelf where that is about as good."""

@@ -9,7 +9,17 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from sgm_sde._utils.cache import cached
-from sgm_sde._utils.checks import FAR, check_integer, described, flag, instance_of, levels_of, moment, number
+from sgm_sde._utils.checks import (
+    FAR,
+    check_integer,
+    described,
+    flag,
+    instance_of,
+    levels_of,
+    moment,
+    number,
+    table_size,
+)
 from sgm_sde.grids import Grid, GridRule, Thinned, Uniform, rule
 from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal, require_sde
@@ -54,7 +64,7 @@ class Setting(Value):
             solver, or any, if not given.
 
     Raises:
-        ValueError: for unknown names, and a budget that is not an integer of at least 1.
+        ValueError: for unknown names, and a budget that is not an integer from 1 to a million.
         TypeError: for a grid of given times, or anything else that is no solver or rule.
 
     Examples:
@@ -71,7 +81,7 @@ class Setting(Value):
             raise TypeError(f"the grid of a setting must be a rule or its name, got {described(grid)}")
         object.__setattr__(self, "solver", resolve(solver))
         object.__setattr__(self, "grid", rule(grid) if isinstance(grid, str) else grid)
-        object.__setattr__(self, "nfe", None if nfe is None else check_integer("nfe", nfe))
+        object.__setattr__(self, "nfe", None if nfe is None else table_size("nfe", nfe))
 
     @property
     def budget(self) -> int | None:

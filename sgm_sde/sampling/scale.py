@@ -6,8 +6,7 @@ steps are where modes part, and with N network calls it errs several times what 
 $$ N \le 10\,\log_2\frac{S}{6 S_0}, $$
 
 as `python -m benchmarks.scales` measures on VP, DDPM's table, EDM and rectified flow, on three modes, which chose it,
-and on data that did not. S is the standard deviation
-of all numbers of the samples together, each around its mean.
+and on data that did not. S is the standard deviation of all numbers of the samples together, each around its mean.
 """
 
 from __future__ import annotations

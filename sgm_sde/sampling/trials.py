@@ -601,11 +601,12 @@ class Race:
             remarks.append(
                 f"even the best, {setting}, is off by {error:.2g} standard deviations of the samples: give more calls"
             )
+        few = of_half(best)
         if self.batch == 1:
             remarks.append("one noise does not tell which setting is good on others: give a shape of 32 samples")
         elif self.batch < FEW_NOISES:
             remarks.append(f"cannot tell much about other noises from {self.batch}: give a shape of 32 samples")
-        elif NEGLIGIBLE < error < math.inf and (few := _of_half(best)) <= max(1, self.batch // FEW_OF):
+        elif NEGLIGIBLE < error < math.inf and few <= max(1, self.batch // FEW_OF):
             of = "one noise makes" if few == 1 else f"{few} noises make"
             remarks.append(
                 f"cannot tell how large the error is on other noises, where {of} half of the mean square of "
@@ -631,7 +632,7 @@ def _around_mean(x: Tensor) -> float:
     return float(variance.mean().sqrt())
 
 
-def _of_half(errors: Tensor) -> int:
+def of_half(errors: Tensor) -> int:
     """The number of noises that make half of the mean square, the largest first."""
     sums = errors.sort(descending=True).values.cumsum(0)
     return int((sums < sums[-1] / 2).sum()) + 1

@@ -21,7 +21,7 @@ from sgm_sde.likelihood import (
     choose_probe_basis,
 )
 from sgm_sde.likelihood.trace import probe_transform
-from tests.helpers import F64, LINEAR, UsedUp
+from tests.helpers import F64, LINEAR, Square, UsedUp
 from tests.likelihood.cases import points
 
 VP = LINEAR["vp"]
@@ -215,13 +215,8 @@ def test_second_derivatives_of_compiled_networks_are_refused() -> None:
         sg.log_prob(once, VP, X, method=FixedGrid(8), enable_grad=True)
 
 
-class _InPlace(torch.autograd.Function):
+class _InPlace(Square):
     """The square, whose product with a vector is written where vmap cannot follow, as compiled functions do."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**2
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Tensor:

@@ -91,8 +91,8 @@ def test_few_calls_resolve_an_interval(sde: sg.LinearSDE) -> None:
     assert found[2] < 0.01
 
 
-@pytest.mark.parametrize("sde", PROCESSES, ids=str)
-def test_guided_data_may_lie_far_from_0(sde: sg.LinearSDE) -> None:
+@pytest.mark.parametrize(("sde", "by_eight"), list(zip(PROCESSES, (0.2, 0.03, 0.15), strict=True)), ids=str)
+def test_guided_data_may_lie_far_from_0(sde: sg.LinearSDE, by_eight: float) -> None:
     """What two Gaussians around 20 give is what they give around 0, moved."""
     place = 20.0
     scale_in = lambda t: 1 / sde.alpha(t)  # noqa: E731
@@ -111,7 +111,7 @@ def test_guided_data_may_lie_far_from_0(sde: sg.LinearSDE) -> None:
         found = sg.sample(score, sde, x_T=x, nfe=nfe, model_kwargs=kwargs).x
         return float((found - exact).square().mean().sqrt()) / NARROW
 
-    assert off(8) < 0.2
+    assert off(8) < by_eight
     assert off(12) < 0.06
     assert off(20) < 0.004
 
@@ -267,6 +267,8 @@ def test_a_setting_brings_its_budget() -> None:
     assert [one.budget for one in kept] == [8, 8, 8] and setting.plain.budget is None
     with pytest.raises(ValueError, match="nfe must be an integer of at least 1, got 0"):
         sg.Setting("ddim", nfe=0)
+    with pytest.raises(ValueError, match="nfe must be at most 1000000, got 1000000000"):
+        sg.defaults.default_setting(sde, 10**9)
 
 
 def test_levels_in_a_tensor() -> None:
