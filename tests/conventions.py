@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import pytest
 import torch
 
 import sgm_sde as sg
@@ -10,6 +14,11 @@ F64 = torch.float64
 
 
 VP = sg.VPSDE()
+
+
+def some_slow(values: Iterable[Any], fast: Collection[Any] = ()) -> list[Any]:
+    """Values of a parameter, slow but for those named fast: what the fast ones have tested, at other places."""
+    return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def case_id(value: object) -> str:

@@ -19,12 +19,13 @@ from sgm_sde.engine.program import Program
 from sgm_sde.sampling.diagnosis import ImplausibleWarning
 from sgm_sde.sampling.options import Execution
 from sgm_sde.testing import active_start, flow_reference, rough, smooth_end
-from tests.conventions import case_id
+from tests.conventions import case_id, some_slow
 from tests.helpers import (
     ALL,
     DETERMINISTIC,
     DOUBLE,
     F64,
+    FAMILIES,
     GAUSSIAN,
     LINEAR,
     MIXTURE,
@@ -121,7 +122,7 @@ TWINS = {
 
 
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # few steps
-@pytest.mark.parametrize("process", ["vp", "edm", "flow", "ddpm"])
+@pytest.mark.parametrize("process", ["vp", "edm", *some_slow(["flow", "ddpm"])])
 @pytest.mark.parametrize("case", [*SAME, *TWINS])
 def test_methods_that_coincide(case: str, process: str) -> None:
     """The same method under two names, and a stochastic one without its noise, give the same samples."""
@@ -364,7 +365,7 @@ def test_mixed_orders_cost_no_order() -> None:
 PLATEAU = [name for name in DETERMINISTIC if ALL[name].nfe_per_step == 1 or name in ("rk4", "heun", "dpm3", "res3")]
 
 
-@pytest.mark.parametrize("name", PLATEAU)
+@pytest.mark.parametrize("name", some_slow(PLATEAU, fast=FAMILIES))
 def test_float32_errors_do_not_rise_again(name: str) -> None:
     """With 1000 steps the error in float32 is not above that with 100, but for rounding: weights do not cancel."""
     sde = LINEAR["vp"]
@@ -647,7 +648,7 @@ def test_the_default_on_a_noise_estimate_that_is_rough_in_time(sde: sg.LinearSDE
 
 
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.start.PriorWarning")  # NCSN's table starts at the data's scale
-@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("process", some_slow(PROCESSES, fast=("vp", "edm", "flow", "ncsn")))
 @given(budget=st.integers(2, 120))
 @settings(max_examples=10)
 def test_the_default_keeps_every_budget(process: str, budget: int) -> None:
@@ -668,7 +669,7 @@ DIVERGING = ("sde-dpm2m-published", "sde-dpm3m-published")  # in few steps
 PREDICTORS = [name for name in SOLVERS if name not in ("pc", "annealed-langevin")]
 
 
-@pytest.mark.parametrize("order", ["PC", "CP"])
+@pytest.mark.parametrize("order", ["PC", *some_slow(["CP"])])
 @pytest.mark.parametrize("name", PREDICTORS)
 def test_every_solver_is_a_predictor(name: str, order: str) -> None:
     """In a predictor-corrector: calls as declared, finite, near the data, and not what the predictor gives alone."""

@@ -14,16 +14,19 @@ from typing import Any
 import pytest
 
 import sgm_sde as sg
-from tests.conventions import case_id
+from tests.conventions import case_id, some_slow
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 REPOSITORY = "https://github.com/sgm-sde/sgm_sde"
 OURS = (f"{REPOSITORY}/blob/main/", f"{REPOSITORY.replace('github.com', 'raw.githubusercontent.com')}/main/")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Of several seconds on their own.
+FAST_PAGES = [page for page in PAGES if page.name != "calibrated.md"]
+FAST_NOTEBOOKS = [path for path in NOTEBOOKS if path.stem not in ("first_hour", "likelihood_of_images")]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", some_slow(PAGES, fast=FAST_PAGES), ids=lambda p: p.name)
 def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every Python block of a page, in order, in one namespace."""
     monkeypatch.chdir(tmp_path)
@@ -62,7 +65,7 @@ def test_every_solver_is_in_the_table_of_orders(name: str, solver: Any) -> None:
 
 # Matplotlib asks tensors for arrays in a way that numpy is about to change.
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", some_slow(NOTEBOOKS, fast=FAST_NOTEBOOKS), ids=lambda p: p.stem)
 def test_notebooks_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every cell of a notebook, in order; what they draw is thrown away."""
     plt = pytest.importorskip("matplotlib.pyplot")

@@ -21,7 +21,7 @@ from sgm_sde.engine.noise import NoiseStream, resolve_seeds
 from sgm_sde.grids import RULES, _standstill, rule_name
 from sgm_sde.sampling.trials import WHOLE
 from sgm_sde.schemes import resolve
-from tests.conventions import case_id
+from tests.conventions import case_id, some_slow
 from tests.helpers import (
     ALL,
     DETERMINISTIC,
@@ -88,7 +88,7 @@ def adds_noise_last(solver: sg.Solver) -> bool:
 # --- the last step ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"final": "denoise"}], ids=case_id)
+@pytest.mark.parametrize("options", [{}, *some_slow([{"final": "denoise"}])], ids=["default", "denoise"])
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # ten even steps of Euler-Maruyama
 @pytest.mark.parametrize("process", LINEAR)
 @pytest.mark.parametrize("name", FAMILIES)
@@ -101,7 +101,7 @@ def test_denoising_leaves_no_noise(name: str, process: str, options: Any) -> Non
     assert largest(res.x - TARGET) < 1e-6
 
 
-@pytest.mark.parametrize("process", ["vp", "sub-vp", "ve", "edm", "flow"])
+@pytest.mark.parametrize("process", ["vp", "edm", *some_slow(["sub-vp", "ve", "flow"])])
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ("pc", "annealed-langevin")])
 def test_noise_left_without_denoising(name: str, process: str) -> None:
     """final="none" leaves noise of standard deviation sigma(eps), to 5 % and without Monte Carlo."""
@@ -139,7 +139,7 @@ def test_noise_left_by_a_corrector(process: str, order: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
-@pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow"])
+@pytest.mark.parametrize("process", ["vp", "flow", *some_slow(["ve", "edm"])])
 @pytest.mark.parametrize("name", [name for name in STOCHASTIC if adds_noise_last(ALL[name])])
 def test_mean_is_the_last_state_without_its_last_noise(name: str, process: str, steps: int) -> None:
     """final="mean" is what final="none" would be, had the last step's last draw been zero, in every solver that
@@ -158,7 +158,7 @@ def test_mean_is_the_last_state_without_its_last_noise(name: str, process: str, 
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
-@pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow"])
+@pytest.mark.parametrize("process", ["ve", "edm", *some_slow(["vp", "flow"])])
 @pytest.mark.parametrize("name", [name for name in STOCHASTIC if name != "pc"])
 def test_mean_is_no_noisier_than_the_last_state(name: str, process: str, steps: int) -> None:
     """Leaving noise out adds none: on data at a point final="mean" ends no farther from it than final="none"."""
@@ -246,7 +246,7 @@ def test_straight_paths_are_exact_on_any_grid(name: str, inner: list[float]) -> 
 
 
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # steps too large for some solvers
-@pytest.mark.parametrize("process", ["vp", "ve", "edm"])
+@pytest.mark.parametrize("process", ["vp", "edm", *some_slow(["ve"])])
 @pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=5)
 @given(inner=fractions(6))
@@ -447,12 +447,15 @@ def test_numbers_of_steps_that_broke_others(name: str, steps: int) -> None:
 @pytest.mark.parametrize(
     ("name", "process", "steps"),
     [
-        *((name, "vp", 1000) for name in ("rk4", "heun", "ddim", "dpm++2m", "euler-maruyama", "edm-sde", "pc")),
-        ("annealed-langevin", "vp", 1000),
         ("dpm++2m", "ddpm", 999),
-        ("pc", "ve", 4000),
-        ("ddim", "edm", 4000),
+        ("annealed-langevin", "vp", 1000),
         ("ancestral", "flow", 4000),
+        *(
+            pytest.param(name, "vp", 1000, marks=pytest.mark.slow)
+            for name in ("rk4", "heun", "ddim", "dpm++2m", "euler-maruyama", "edm-sde", "pc")
+        ),
+        pytest.param("pc", "ve", 4000, marks=pytest.mark.slow),
+        pytest.param("ddim", "edm", 4000, marks=pytest.mark.slow),
     ],
 )
 def test_thousands_of_steps(name: str, process: str, steps: int) -> None:
@@ -551,8 +554,14 @@ def test_noise_says_nothing_about_data_at_zero_snr(
         sg.sample(score, sde, (2, 3), solver=solver, steps=10, seed=0, execution=sg.Execution(dtype=dtype))
 
 
-@pytest.mark.parametrize("make", [sg.from_denoiser, sg.from_v, sg.from_flow])
-@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        pytest.param(name, make, marks=[] if make is sg.from_v or name in FAMILIES else pytest.mark.slow)
+        for name in DETERMINISTIC
+        for make in (sg.from_denoiser, sg.from_v, sg.from_flow)
+    ],
+)
 def test_zero_snr_with_a_prediction_of_the_data(name: str, make: Callable[..., sg.Score]) -> None:
     """From pure noise on, the flow of Gaussian data is exact to the solver's error, or the solver is refused."""
     sde = ZERO_SNR["flow"]

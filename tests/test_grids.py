@@ -17,8 +17,8 @@ from sgm_sde.adapters import SolverScheduler, from_diffusers
 from sgm_sde.engine.program import Program
 from sgm_sde.schemes.exponential import ExponentialAdams
 from tests.adapters.cases import DDPM, network
-from tests.conventions import case_id
-from tests.helpers import F64, impulse_response
+from tests.conventions import case_id, some_slow
+from tests.helpers import F64, FAMILIES, impulse_response
 
 VP = sg.VPSDE()
 
@@ -104,7 +104,10 @@ def test_the_law_does_not_see_a_time_twice(name: str, grid: list[float]) -> None
     assert variance(name, grid) == pytest.approx(variance(name, LOG_SNR), rel=0.01)
 
 
-@pytest.mark.parametrize("name", [n for n, s in MULTISTEP.items() if not s.stochastic and s.variant != "fixed"])
+@pytest.mark.parametrize(
+    "name",
+    some_slow([n for n, s in MULTISTEP.items() if not s.stochastic and s.variant != "fixed"], fast=FAMILIES),
+)
 def test_the_error_does_not_see_a_time_twice(name: str) -> None:
     """One time close to another, or two, leave the error of multistep solvers where it is."""
     score = GAUSSIAN.score(VP)

@@ -219,9 +219,9 @@ def calibrate(
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()
         >>> score = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.3).score(sde)
-        >>> solver = sg.calibrate(score, sde, (32, 1), nfe=4, held_out=32, seed=0)
+        >>> solver = sg.calibrate(score, sde, (16, 1), nfe=3, held_out=16, seed=0)
         >>> sg.sample(score, sde, (4, 1), solver=solver, seed=1).nfe
-        4
+        3
     """
     budgets = _budgets(sde, nfe)
     given = _noises(shape)

@@ -32,7 +32,7 @@ from sgm_sde.engine.program import Form, Step
 from sgm_sde.evaluation.bench import bench
 from sgm_sde.runs.distributed import load
 from sgm_sde.sampling.trials import default_candidates
-from tests.conventions import case_id
+from tests.conventions import case_id, some_slow
 from tests.helpers import DOUBLE
 
 GAUSSIAN = sg.oracles.Gaussian(torch.full((2,), 0.5), 0.3)
@@ -557,7 +557,7 @@ def test_levels_are_those_of_the_least_sum(n: int, units: list[float] | None) ->
 def calibrated() -> sg.calibration.Calibrations:
     """On VP."""
     sde = sg.VPSDE()
-    return sg.calibrate(MIXTURE.score(sde), sde, (48, 2), nfe=(4, 5), held_out=48, seed=0)
+    return sg.calibrate(MIXTURE.score(sde), sde, (32, 2), nfe=(4, 5), held_out=32, seed=0)
 
 
 def test_the_error_is_that_of_samples(calibrated: sg.calibration.Calibrations) -> None:
@@ -594,6 +594,7 @@ def test_of_many_noises_some_are_fitted_to_and_the_others_screened(monkeypatch: 
     assert most.protocol["screened_noises"] == 1000 - 16
 
 
+@pytest.mark.slow
 def test_rare_noises_that_make_the_error_are_found() -> None:
     """One sample in 200 lies far out and is most of the error: it is in what is fitted to, and in what is measured."""
     sde = sg.VPSDE()
@@ -613,9 +614,7 @@ def test_rare_noises_that_make_the_error_are_found() -> None:
     assert found.errors[0].stderr < 0.3 * found.error  # eight samples of 1632 are far out
 
 
-@pytest.mark.parametrize(
-    "process", ["ddpm", "flow", *(pytest.param(one, marks=pytest.mark.slow) for one in ("edm", "ve"))]
-)
+@pytest.mark.parametrize("process", ["flow", *some_slow(["ddpm", "edm", "ve"])])
 def test_every_linear_process(process: str) -> None:
     sde = PROCESSES[process]
     found = sg.calibrate(MIXTURE.score(sde), sde, (32, 2), nfe=3, held_out=32, seed=1)
@@ -638,8 +637,8 @@ def test_a_first_call_at_the_end_of_a_table() -> None:
 def test_reproducible_by_seed_and_the_same_in_other_batches() -> None:
     sde = sg.VPSDE()
     first, again, other = (
-        sg.calibrate(MIXTURE.score(sde), sde, (48, 2), nfe=2, held_out=48, seed=0, **options)
-        for options in ({}, {}, {"batch_size": 50})
+        sg.calibrate(MIXTURE.score(sde), sde, (24, 2), nfe=2, held_out=24, seed=0, **options)
+        for options in ({}, {}, {"batch_size": 25})
     )
     one, same = first.solver, again.solver
     assert isinstance(one, sg.calibration.Calibrated) and isinstance(same, sg.calibration.Calibrated)
@@ -880,16 +879,16 @@ def test_an_interrupted_call_goes_on(tmp_path: Path) -> None:
         return MIXTURE.score(sde)(x, t)
 
     score = sg.from_score(net, sde)
-    options: dict[str, Any] = {"held_out": 48, "seed": 0, "checkpoint": tmp_path / "run"}
-    first = sg.calibrate(score, sde, (48, 2), nfe=2, **options)
+    options: dict[str, Any] = {"held_out": 16, "seed": 0, "checkpoint": tmp_path / "run"}
+    first = sg.calibrate(score, sde, (16, 2), nfe=2, **options)
 
     calls = 0
-    both = sg.calibrate(score, sde, (48, 2), nfe=(2, 3), **options)
+    both = sg.calibrate(score, sde, (16, 2), nfe=(2, 3), **options)
     assert both[2] == first and both[3].is_fitted and calls > 0
     before, calls = calls, 0
-    assert sg.calibrate(score, sde, (48, 2), nfe=(2, 3), **options) == both and calls == 0 and before > 0
+    assert sg.calibrate(score, sde, (16, 2), nfe=(2, 3), **options) == both and calls == 0 and before > 0
     with pytest.raises(ValueError, match="made with other settings"):
-        sg.calibrate(score, sde, (48, 2), nfe=2, **{**options, "seed": 1})
+        sg.calibrate(score, sde, (16, 2), nfe=2, **{**options, "seed": 1})
 
 
 class Ended(Exception):
@@ -1088,6 +1087,7 @@ def test_the_command_says_once_that_a_table_is_for_another_network(
     assert err.count("sgm-sde: warning: calibrated2 is used on another guidance") == 1 and "sys.exit" not in err
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.resolution.UnresolvedWarning")  # in the common scale
 def test_numbers_of_unlike_scale_are_measured_by_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two modes at +-8 and two at +-.03: by their common standard deviation the small number would not count."""

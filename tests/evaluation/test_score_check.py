@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import sgm_sde as sg
 from sgm_sde.sampling.start import PriorWarning
 from sgm_sde.testing import CheckError, ScoreCheck, check_score
+from tests.conventions import some_slow
 from tests.helpers import LINEAR
 
 LAW = sg.oracles.GaussianMixture(torch.tensor([[-2.0, -2.0], [1.0, 1.0]]), 0.2)
@@ -326,7 +327,7 @@ def test_a_noise_estimate_that_is_wrong_near_pure_noise_is_told(process: str) ->
     check_score(sg.from_noise(net(0.005), sde), DATA)
 
 
-@pytest.mark.parametrize("process", ["vp", "edm", "flow"])
+@pytest.mark.parametrize("process", ["vp", *some_slow(["edm", "flow"])])
 @pytest.mark.parametrize("prediction", ["noise", "data"])
 @pytest.mark.parametrize(
     ("scale", "shift"),

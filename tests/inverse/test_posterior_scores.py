@@ -13,6 +13,7 @@ import sgm_sde as sg
 from sgm_sde import inverse
 from sgm_sde._utils.shapes import dot
 from sgm_sde.likelihood import FixedGrid
+from tests.conventions import some_slow
 from tests.helpers import DOUBLE, F64, LINEAR
 from tests.inverse.cases import (
     HALF,
@@ -39,7 +40,7 @@ SHARED = [name for name in OPERATORS if name != "mask a sample"]
 
 
 @pytest.mark.parametrize("linear_solver", ["gcr", "cg"])
-@pytest.mark.parametrize("process", ["vp", "ve", "flow", "edm"])
+@pytest.mark.parametrize("process", ["vp", "edm", *some_slow(["ve", "flow"])])
 @pytest.mark.parametrize("name", ["mask", "mix of channels", "blocks of a line", "blur", "map"])
 def test_mmps_is_exact_on_gaussian_data(name: str, process: str, linear_solver: str) -> None:
     """The denoiser of the posterior itself, on every process, operator and time."""
@@ -101,8 +102,8 @@ def test_pigdm_is_exact_on_independent_data(operator: str) -> None:
     torch.testing.assert_close(inverse.PiGDM(data.score(VP), m, data_std=0.8)(x, t), exact(x, t))
 
 
-@pytest.mark.parametrize("solver", [None, "ddim", "dpm++2m", "ancestral"])
-@pytest.mark.parametrize("process", ["sub-vp", "vp", "cosine", "ve", "edm", "flow", "ddpm"])
+@pytest.mark.parametrize("solver", [None, "ancestral", *some_slow(["ddim", "dpm++2m"])])
+@pytest.mark.parametrize("process", ["vp", "ve", "flow", *some_slow(["sub-vp", "cosine", "edm", "ddpm"])])
 @pytest.mark.parametrize("method", ["pigdm", "mmps"])
 def test_one_product_on_networks_that_are_wrong_near_pure_noise(method: str, process: str, solver: str | None) -> None:
     r"""Noise that errs by one percent: $\sigma^2/\alpha^2$ times its Jacobian's error must not go into the samples."""
@@ -322,7 +323,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", some_slow(RUNS, fast=("in parts", "in parts that samples leave")))
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("mask", [HALF.mask, MASKS], ids=["one mask", "a mask a sample"])
 def test_a_measurement_goes_with_its_sample(mask: Tensor, method: str, run: str) -> None:

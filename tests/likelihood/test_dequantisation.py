@@ -101,6 +101,7 @@ def test_variational_dequantisation() -> None:
         sg.bits_per_dim(score, sde, images, dequantize=lambda i, k: (torch.ones(i.shape), torch.zeros(2)), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sgm_sde.likelihood.dequantisation.BitsPerDimWarning")  # narrow noise
 def test_truncated_normal_dequantisation() -> None:
     """Above the known bits, closing in on them with draws; exact moments of the noise; the uniform for wide noise."""

@@ -18,11 +18,12 @@ from sgm_sde.likelihood import (
     Stretched,
 )
 from sgm_sde.likelihood.nodes import first_grid
+from tests.conventions import some_slow
 from tests.helpers import F64, GAUSSIAN, LINEAR, MIXTURE
 from tests.likelihood.cases import PROCESSES, points, with_wave
 
 
-@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("process", some_slow(PROCESSES, fast=("vp", "edm", "flow")))
 def test_encoding_is_the_exact_flow(process: str) -> None:
     """Latents are those of the closed form, and decoding returns, at the order of the method."""
     sde = LINEAR[process]
@@ -40,7 +41,7 @@ def test_encoding_is_the_exact_flow(process: str) -> None:
     assert trips[1] < max(trips[0] / 5, 1e-8)
 
 
-@pytest.mark.parametrize("process", ["vp", "edm", "flow"])
+@pytest.mark.parametrize("process", ["vp", *some_slow(["edm", "flow"])])
 def test_the_order_of_fixed_grids(process: str) -> None:
     """That which the protocol states, at least: 5, from some hundred steps on a mixture."""
     sde = LINEAR[process]
@@ -136,6 +137,7 @@ def test_codes_state_their_error(process: str, oracle: sg.oracles.Oracle) -> Non
         )
 
 
+@pytest.mark.slow
 def test_codes_of_a_rough_network_are_refined() -> None:
     """Samples in which the error is above the tolerance take steps of their own, and return to where they were."""
     sde = LINEAR["vp"]

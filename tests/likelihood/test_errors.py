@@ -26,6 +26,7 @@ from sgm_sde.likelihood import (
 )
 from sgm_sde.likelihood.errors import PLAUSIBLE, of_kinks, plausible_share, quadrature_error
 from sgm_sde.likelihood.multistep import quadrature
+from tests.conventions import some_slow
 from tests.helpers import F64, LINEAR, MIXTURE
 from tests.likelihood.cases import RIDGE, VP, exact, with_wave
 
@@ -41,7 +42,7 @@ STATED: dict[str, tuple[sg.oracles.Oracle, float]] = {
 }
 
 
-@pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow"])
+@pytest.mark.parametrize("process", ["vp", "edm", *some_slow(["ve", "flow"])])
 @pytest.mark.parametrize("name", list(STATED))
 def test_the_error_is_the_stated_one(name: str, process: str) -> None:
     """`error` bounds what is off in nearly all points, on one grid; the default is within its tolerance, and its error
@@ -62,6 +63,7 @@ def test_the_error_is_the_stated_one(name: str, process: str) -> None:
     assert float(factor.log().abs().median()) < math.log(15 if name == "wide" else 5)
 
 
+@pytest.mark.slow
 def test_a_wave_that_no_grid_resolves() -> None:
     """The rules of two grids agree by chance, and so do their values: the roughness, which does not fall, tells."""
     sde = LINEAR["edm"]
@@ -145,7 +147,7 @@ def test_a_score_off_by_a_factor(process: str, steps: int) -> None:
     assert float((res.error / off).median()) < 5
 
 
-@pytest.mark.parametrize("process", ["vp", "edm", "flow"])
+@pytest.mark.parametrize("process", ["vp", *some_slow(["edm", "flow"])])
 def test_a_bias_that_is_the_same_at_all_times(process: str) -> None:
     """Of a noise estimate, as networks have it: the score is that of no flow, and the error the stated one."""
     sde = LINEAR[process]
@@ -221,7 +223,7 @@ def on_the_ridge(trace: str, **options: Any) -> sg.likelihood.LogProbResult:
 
 
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
-@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("batch_size", [2, *some_slow([1, 5])])
 def test_parts_of_a_batch(trace: str, batch_size: int) -> None:
     """Values do not depend on how many samples are run at once, refined ones neither."""
     whole, parts = on_the_ridge(trace), on_the_ridge(trace, batch_size=batch_size)
@@ -229,7 +231,9 @@ def test_parts_of_a_batch(trace: str, batch_size: int) -> None:
     torch.testing.assert_close(parts.stderr, whole.stderr, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize(("probe", "n_probes"), [("rademacher", 1), ("gaussian", 4)])
+@pytest.mark.parametrize(
+    ("probe", "n_probes"), [("rademacher", 1), pytest.param("gaussian", 4, marks=pytest.mark.slow)]
+)
 def test_what_leaves_the_grid_has_an_exact_trace_in_few_dimensions(probe: str, n_probes: int) -> None:
     """The spread of a few probes that stay the same says nothing there: four of two entries are all alike at times."""
     sde = LINEAR["vp"]
@@ -338,7 +342,7 @@ def test_solvers_of_a_whole_batch_state_their_error(process: str, method: str) -
 
 
 @pytest.mark.parametrize("method", [FixedGrid(), FixedGrid(192), AdaptiveFlow()])
-@pytest.mark.parametrize("process", ["vp", "ve", "edm"])
+@pytest.mark.parametrize("process", ["vp", *some_slow(["ve", "edm"])])
 def test_rounding_is_in_the_error(process: str, method: FixedGrid | AdaptiveFlow) -> None:
     """In float32, of what is exact in float64 but for a hundredth of it: data of the grid's own spread."""
     sde, oracle = LINEAR[process], sg.oracles.Gaussian(torch.zeros(16), 0.25)
@@ -368,7 +372,7 @@ def test_a_score_that_grows_on_a_flow_that_does_not_is_not_the_flow_s() -> None:
     torch.testing.assert_close(still, (PLAUSIBLE * last_trusted / (2 / noise[2:])).clamp(max=1.0))
 
 
-@pytest.mark.parametrize("name", ["moons-flow-0", "moons-flow-1", "moons-vp-1"])
+@pytest.mark.parametrize("name", ["moons-flow-0", *some_slow(["moons-flow-1", "moons-vp-1"])])
 def test_networks_in_single_precision_are_known_as_well_as_in_double(name: str) -> None:
     """At next to no noise their score is what they are off over the noise, and says nothing of what rounding does."""
     x = bed_networks.moons(24, torch.Generator().manual_seed(5))

@@ -13,12 +13,13 @@ from sgm_sde.likelihood import (
     Exact,
     FixedGrid,
 )
+from tests.conventions import some_slow
 from tests.helpers import F64, GAUSSIAN, LINEAR, MIXTURE
 from tests.likelihood.cases import PROCESSES, exact, points
 
 
 @pytest.mark.parametrize("data", ["gaussian", "mixture"])
-@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("process", some_slow(PROCESSES, fast=("vp", "edm", "flow")))
 @pytest.mark.parametrize("steps, tolerance", [(48, 1e-4), (200, 1e-7)])
 def test_log_density_of_the_marginal(process: str, data: str, steps: int, tolerance: float) -> None:
     """Under the exact marginal as a prior: 1e-4 nats/dim at the defaults, 1e-7 with small steps, in float64."""

@@ -21,6 +21,7 @@ from sgm_sde.likelihood import (
 )
 from sgm_sde.likelihood.multistep import quadrature, tables
 from sgm_sde.likelihood.nodes import first_grid
+from tests.conventions import some_slow
 from tests.helpers import F64, LINEAR, MIXTURE
 from tests.likelihood.cases import PROCESSES, RIDGE, exact, points
 
@@ -217,7 +218,7 @@ def test_large_eps_on_long_processes(eps: float, mean: float) -> None:
     assert float(off.max()) < 1e-4
 
 
-@pytest.mark.parametrize("process", ["long", "beta"])
+@pytest.mark.parametrize("process", ["beta", *some_slow(["long"])])
 @pytest.mark.parametrize("method", ["exponential", "adaptive"])
 def test_long_processes_by_steps_of_each_sample_s_own(process: str, method: str) -> None:
     """The adaptive solver goes no further than something varies: log-SNR may be minus infinity at T."""

@@ -19,6 +19,7 @@ from sgm_sde.likelihood.multistep import spread
 from sgm_sde.likelihood.own_steps import NormalisedFlow
 from sgm_sde.likelihood.problem import Problem
 from sgm_sde.likelihood.trace import TraceScore
+from tests.conventions import some_slow
 from tests.helpers import GAUSSIAN, LINEAR, MIXTURE
 from tests.likelihood.cases import COUPLED_2D, exact, points
 
@@ -46,7 +47,7 @@ def test_song_s_protocol() -> None:
 
 
 @pytest.mark.parametrize("method", [AdaptiveFlow, AdjointFlow])
-@pytest.mark.parametrize("process", ["vp", "ve", "flow"])
+@pytest.mark.parametrize("process", ["vp", *some_slow(["ve", "flow"])])
 def test_adaptive_methods(process: str, method: type[AdaptiveFlow] | type[AdjointFlow]) -> None:
     """The closed form at the accuracy asked for, and no call outside of [eps, T]."""
     sde, eps = LINEAR[process], LINEAR[process].likelihood_eps

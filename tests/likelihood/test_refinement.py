@@ -30,6 +30,7 @@ def with_kinks(x: Tensor, t: Tensor) -> Tensor:
     return (of_pieces(z) - z) / rho
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sgm_sde.likelihood.LikelihoodWarning")
 def test_the_error_at_kinks() -> None:
     """The volume of a flow of one dimension whose slope is a function of the state times one of time is the ratio of

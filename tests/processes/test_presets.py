@@ -16,7 +16,7 @@ from torch import Tensor
 import sgm_sde as sg
 from sgm_sde import presets
 from sgm_sde.processes.linear import ScheduleSDE
-from tests.conventions import case_id
+from tests.conventions import case_id, some_slow
 from tests.helpers import (
     ALL,
     DETERMINISTIC,
@@ -199,7 +199,13 @@ def smooth_end(sde: sg.LinearSDE) -> float:
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name in DETERMINISTIC and name != "lms4"])
+@pytest.mark.parametrize(
+    "name",
+    some_slow(
+        [name for name in FAMILIES if name in DETERMINISTIC and name != "lms4"],
+        fast=("heun", "ddim", "dpm++3m", "unipc3", "rosenbrock3"),
+    ),
+)
 def test_the_flow_reaches_the_data_with_the_stated_order(name: str, process: str) -> None:
     """Each deterministic solver moves a quantile of the prior to the same quantile of the data, at its order."""
     sde, solver = LINEAR[process], ALL[name]
@@ -231,7 +237,7 @@ def test_the_law_reaches_the_data_with_the_stated_weak_order(name: str, process:
     assert errors[1] < max(errors[0] * 0.5 ** (solver.weak_order - 0.3), 1e-12)
 
 
-@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("process", some_slow(PROCESSES, fast=("vp", "edm")))
 @pytest.mark.parametrize("name", ["edm-sde", "annealed-langevin"])
 def test_samplers_without_an_order_come_close(name: str, process: str) -> None:
     """Samplers with a bias of their own end within it of the data's spread, exactly computed, on every process."""

@@ -29,7 +29,7 @@ from sgm_sde.likelihood import FixedGrid
 from sgm_sde.runs import distributed
 from sgm_sde.runs.store import read_manifest, read_shard
 from sgm_sde.runs.team import Place
-from tests.conventions import case_id
+from tests.conventions import case_id, some_slow
 from tests.forks import ENV, PATIENCE, ROOT, Forks, mixture
 
 MODEL = "tests.forks:mixture"
@@ -155,6 +155,7 @@ def test_the_manifest_tells_how(forks: Forks, tmp_path: Path) -> None:
         assert shard.get_slice("x").get_shape() == [2, 3]
 
 
+@pytest.mark.slow
 def test_a_dead_process_ends_the_others(forks: Forks, complete: Complete, tmp_path: Path) -> None:
     """Under torchrun, with one of two processes killed: an error within seconds, nobody left behind, nothing lost."""
     command = ("sample", "--model", "tests.forks:dying", "-n", "30", "--batch", "3", "--nfe", "4", "--quiet")
@@ -351,12 +352,16 @@ def assert_whole(folder: Path) -> None:
         read_shard(path)
 
 
-def test_killed_at_every_point_of_its_writing(forks: Forks, complete: Complete, tmp_path: Path) -> None:
-    """SIGKILL in the middle of each write, after it, and before and after each renaming; then the same command."""
+@pytest.mark.parametrize("stride", [3, *some_slow([1])])
+def test_killed_at_every_point_of_its_writing(stride: int, forks: Forks, complete: Complete, tmp_path: Path) -> None:
+    """SIGKILL in the middle of each write, after it, and before and after each renaming; then the same command.
+
+    By strides of three all of these four are met, in one file or another.
+    """
     counted = forks.run(*SMALL, tmp_path / "counted", die_at=0)
     points = int(counted.out.rsplit("points=", 1)[1])
     assert points == 4 * (2 + 3)  # two manifests, three shards
-    for point in range(1, points + 1):
+    for point in range(1, points + 1, stride):
         folder = tmp_path / str(point)
         assert forks.run(*SMALL, folder, die_at=point).status == -signal.SIGKILL
         assert_whole(folder)

@@ -17,7 +17,7 @@ from sgm_sde.calibration import Calibrated, Table
 from sgm_sde.likelihood import FixedGrid
 from sgm_sde.sampling import diagnosis
 from sgm_sde.scores.score import Network
-from tests.conventions import case_id
+from tests.conventions import case_id, some_slow
 from tests.helpers import LINEAR
 
 VP = sg.VPSDE()
@@ -39,7 +39,7 @@ def test_faults_on_other_grids_and_processes_are_named(case: alarms.Case) -> Non
 OTHERS = [*alarms.cld_runs(n=16), *list(alarms.token_runs(n=16))[::19], *list(alarms.log_prob_runs(n=4))[::23]]
 
 
-@pytest.mark.parametrize("case", OTHERS, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", some_slow(OTHERS, fast=OTHERS[::3]), ids=lambda c: c.name)
 def test_what_went_well_there_is_not_named(case: alarms.Case) -> None:
     assert case.samples_named() == 0
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.sampling.candidates import scale_of_candidates
-from tests.conventions import case_id
+from tests.conventions import case_id, some_slow
 from tests.helpers import F64
 
 VP = sg.VPSDE()
@@ -117,7 +117,7 @@ def test_errors_are_in_units_of_the_spread_around_the_mean() -> None:
     assert far.errors[0][1] == pytest.approx(near.errors[0][1], rel=0.1)
 
 
-@pytest.mark.parametrize("scale", [0.02, 50.0])
+@pytest.mark.parametrize("scale", [50.0, *some_slow([0.02])])
 def test_candidates_for_the_scale_of_the_data(scale: float) -> None:
     """Where it is far from 1, those for its scale err less than half as much as those for unit scale."""
     modes = torch.tensor([[-1.0], [0.3], [1.2]], dtype=torch.float64)

@@ -26,7 +26,7 @@ from sgm_sde.scores.guidance import (
     cfg_plus_plus,
     from_classifier,
 )
-from tests.conventions import case_id
+from tests.conventions import case_id, some_slow
 from tests.helpers import ALL, DOUBLE, F64, LINEAR, Recorder, sampler
 
 MEANS = torch.tensor([[-1.5, 0.0], [0.5, 1.0], [1.0, -1.0]], dtype=F64)
@@ -700,7 +700,7 @@ OF_DATA = sg.from_denoiser(lambda x, t, y: 0.5 * (x + shaped(y)).tanh(), SDE)
 MARKED = sg.PerSample(torch.linspace(-1.0, 1.0, 7, dtype=F64))
 
 
-@pytest.mark.parametrize("solver", ["ddim", "heun", "dopri5", pytest.param("ggf", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("solver", ["ddim", "bosh3", *some_slow(["heun", "dopri5", "ggf"])])
 @pytest.mark.parametrize(
     "options",
     [

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import sgm_sde as sg
 from sgm_sde import time_labels
-from tests.conventions import case_id
+from tests.conventions import case_id, some_slow
 from tests.helpers import (
     ALL,
     DOUBLE,
@@ -77,7 +77,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(F64, 1e-10), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("process", ["vp", "sub-vp", "ve", "edm", "flow"])
+@pytest.mark.parametrize("process", ["vp", "edm", "flow", *some_slow(["sub-vp", "ve"])])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_the_network_predicts_does_not_matter(
     name: str, process: str, dtype: torch.dtype, tolerance: float
