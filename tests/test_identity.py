@@ -543,4 +543,4 @@ def test_scores_around_scores_are_written() -> None:
     outer = sg.from_score(law.score(sg.VPSDE()), sg.VPSDE())
     written = sg.identity.spec(outer)
     assert written["net"]["class"] == sg.identity.spec(law.score(sg.VPSDE()))["class"]
-    assert sg.calibrate(outer, sg.VPSDE(), (16, 2), nfe=4, held_out=16, seed=0).error < 0.1
+    assert sg.calibrate(outer, sg.VPSDE(), (16, 2), nfe=2, held_out=16, seed=0).error < 0.1

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import sgm_sde as sg
 from sgm_sde.engine.noise import NoiseStream
+from tests.conventions import some_slow
 from tests.helpers import DOUBLE, F64, FAMILIES, LINEAR, SOLVERS, bind, elementwise_score, sampler, stream
 
 # Four steps of a first-order method on VE end far out, and are told of: here they are only compared with one another.
@@ -72,7 +73,7 @@ def conv_net(seed: int = 0) -> nn.Module:
 # --- seeds -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("process", some_slow(PROCESSES, fast=("vp", "ve")))
 @pytest.mark.parametrize("name", [*FAMILIES, "cp"])
 @settings(max_examples=4)
 @given(
@@ -423,7 +424,7 @@ def test_a_solver_can_be_used_again(name: str) -> None:
 
 def test_a_solver_can_be_shared_by_threads() -> None:
     """Eight threads on one solver object get what one thread gets, bit for bit."""
-    jobs = [(name, process, steps) for steps in (3, 6) for process in PROCESSES for name in FAMILIES]
+    jobs = [(name, "vp", steps) for steps in (3, 6) for name in FAMILIES]
 
     def run(job: tuple[str, str, int]) -> Tensor:
         name, process, steps = job

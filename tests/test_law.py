@@ -20,6 +20,7 @@ import sgm_sde as sg
 from sgm_sde.engine.executor import execute
 from sgm_sde.grids import LogSNR, Quadratic
 from sgm_sde.testing import output_law
+from tests.conventions import some_slow
 from tests.helpers import ALL, F64, LINEAR, bind
 
 PROCESSES = [name for name in LINEAR if name != "schedule"]
@@ -78,7 +79,7 @@ def assert_right_in_the_limit(name: str, process: str, steps: int) -> None:
         assert float(fine.abs().max()) < left + OWN_BIAS[name], fine
 
 
-@pytest.mark.parametrize("process", ["vp", "edm"])
+@pytest.mark.parametrize("process", ["vp", *some_slow(["edm"])])
 @pytest.mark.parametrize(
     "name",
     ["euler-maruyama", "reverse-diffusion", "ancestral", "dpm2-ancestral", "sde-dpm++2m", "sa-solver", "er-sde3",

@@ -11,6 +11,7 @@ from benchmarks.peak_memory import peak_bytes
 from sgm_sde._utils import shapes
 from sgm_sde.sampling import parts
 from sgm_sde.scores.model import BoundScore
+from tests.conventions import some_slow
 from tests.helpers import ALL
 
 SDE = sg.EDMSDE()
@@ -25,7 +26,7 @@ def network(x: Tensor, sigma: Tensor) -> Tensor:
 SCORE = sg.from_denoiser(network, SDE)
 
 
-@pytest.mark.parametrize("solver", ["ddim", "heun", "dpm++2m", "dpm++3m", "ancestral", "sde-dpm++2m"])
+@pytest.mark.parametrize("solver", ["heun", "dpm++3m", "sde-dpm++2m", *some_slow(["ddim", "dpm++2m", "ancestral"])])
 def test_state_history_and_one_scratch(solver: str) -> None:
     """Besides what the network is given and returns, and the two numbers of a sample that its size is judged by."""
     grid = sg.grids.Karras()(SDE, 8)
@@ -52,7 +53,7 @@ def test_a_corrector_runs_without_the_last_output() -> None:
     assert peak_bytes(run) / (N * 2 * 4) < 5.1
 
 
-@pytest.mark.parametrize("solver", ["ddim", "ancestral", "dpm++3m"])
+@pytest.mark.parametrize("solver", ["ancestral", *some_slow(["ddim", "dpm++3m"])])
 def test_a_run_in_parts_holds_the_samples_and_little_else(solver: str) -> None:
     """The samples, three bytes for each, and the part that is running; no list of their numbers."""
     grid = sg.grids.Karras()(SDE, 8)

@@ -223,7 +223,7 @@ def test_the_flow_reaches_the_data_with_the_stated_order(name: str, process: str
     assert errors[1] < max(errors[0] * 0.5 ** (solver.order - 0.3), 1e-12)
 
 
-@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("process", some_slow(PROCESSES, fast=("vp", "edm", "flow")))
 @pytest.mark.parametrize("name", [name for name in FAMILIES if ALL[name].weak_order])
 def test_the_law_reaches_the_data_with_the_stated_weak_order(name: str, process: str) -> None:
     """Each stochastic solver's exact output variance comes to that of the data, at its weak order."""

@@ -22,7 +22,7 @@ from sgm_sde.sampling import compiled
 from sgm_sde.sampling.planning import plan
 from sgm_sde.schemes import REGISTRY
 from sgm_sde.scores.model import BoundScore
-from tests.conventions import case_id
+from tests.conventions import case_id, some_slow
 from tests.helpers import DOUBLE, F64, elementwise_score
 
 VP, EDM, CLD, FLOW = sg.VPSDE(), sg.EDMSDE(), sg.CLD(), sg.RectifiedFlowSDE()
@@ -77,7 +77,7 @@ def test_a_result_that_was_saved_goes_on(name: str, tmp_path: Path) -> None:
     assert torch.equal(sg.sample(score, VP, resume=kept).x, whole.x)
 
 
-@pytest.mark.parametrize("sde", [VP, EDM], ids=case_id)
+@pytest.mark.parametrize("sde", [VP, *some_slow([EDM])], ids=case_id)
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # five steps are too few for some
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_run_in_two_pieces_is_the_run(name: str, sde: Any) -> None:

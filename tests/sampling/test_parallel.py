@@ -10,7 +10,7 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.schemes.base import ADAPTIVE, REGISTRY
-from tests.conventions import case_id
+from tests.conventions import case_id, some_slow
 from tests.helpers import F64, LINEAR, sampler
 
 CORRECTED = {"pc"}
@@ -34,7 +34,7 @@ def runs(solver: Any, sde: Any, **options: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")
-@pytest.mark.parametrize("process", ["vp", "edm", "flow", "ddpm"])
+@pytest.mark.parametrize("process", ["vp", "flow", *some_slow(["edm", "ddpm"])])
 @pytest.mark.parametrize("name", [name for name in REGISTRY if name not in CORRECTED])
 def test_the_limit_is_the_sequential_run(name: str, process: str) -> None:
     """For every solver on a grid, with noise and without; never in more rounds than it has calls."""

@@ -29,7 +29,7 @@ import sgm_sde as sg
 from sgm_sde.calibration import Calibrated, Table
 from sgm_sde.engine.executor import execute
 from sgm_sde.schemes.base import ADAPTIVE
-from tests.conventions import case_id
+from tests.conventions import case_id, some_slow
 from tests.helpers import (
     ALL,
     DETERMINISTIC,
@@ -617,7 +617,7 @@ def test_a_time_per_sample_is_many_scalar_times(process: str, shape: tuple[int, 
 
 
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.UnsuitedWarning")
-@pytest.mark.parametrize("steps", [1, 2, 3, 17, 50])
+@pytest.mark.parametrize("steps", [1, 2, 3, 17, *some_slow([50])])
 @pytest.mark.parametrize("final", ["denoise", "mean", "none"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_calls_are_counted(name: str, final: str, steps: int) -> None:
@@ -763,7 +763,7 @@ def plain(x: Tensor, t: Tensor) -> Tensor:
     return -x / (1 + t.reshape(-1, *[1] * (x.ndim - 1)))
 
 
-@pytest.mark.parametrize("process", ["vp", "edm", "ddpm", "schedule"])
+@pytest.mark.parametrize("process", ["vp", "ddpm", *some_slow(["edm", "schedule"])])
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a score of no data
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", SAMPLERS)

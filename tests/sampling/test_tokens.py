@@ -19,7 +19,7 @@ from sgm_sde.engine.lowering import lower
 from sgm_sde.engine.tokens import align
 from sgm_sde.grids import Grid, TokenGrid
 from sgm_sde.schemes.base import ADAPTIVE, REGISTRY
-from tests.conventions import case_id
+from tests.conventions import case_id, some_slow
 from tests.helpers import DOUBLE, F64, LINEAR, sampler
 
 X = torch.randn(3, 4, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
@@ -135,7 +135,7 @@ def test_guidance_of_tokens(kind: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")
-@pytest.mark.parametrize("process", ["vp", "edm", "flow", "ddpm"])
+@pytest.mark.parametrize("process", ["vp", "ddpm", *some_slow(["edm", "flow"])])
 @pytest.mark.parametrize("name", [name for name in REGISTRY if name not in CORRECTED])
 def test_each_token_is_its_own_scalar_run(name: str, process: str) -> None:
     """Tokens of four different columns, one of them late and one that never moves, under a network that mixes none."""

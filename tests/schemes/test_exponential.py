@@ -23,7 +23,7 @@ from sgm_sde.schemes.linear_part import (
     VPart,
 )
 from tests.by_hand import EDM, LOG2, node, same, single, table
-from tests.conventions import case_id
+from tests.conventions import case_id, some_slow
 from tests.helpers import LINEAR
 
 R2, R3 = math.sqrt(2), math.sqrt(3)
@@ -694,7 +694,7 @@ def test_wrappers_take_solvers_by_name() -> None:
 
 
 @pytest.mark.parametrize("process", ["vp", "edm"])
-@pytest.mark.parametrize("nfe", [5, 8, 12, 20])
+@pytest.mark.parametrize("nfe", [5, 20, *some_slow([8, 12])])
 def test_data_far_from_zero_about_a_data_estimate(process: str, nfe: int) -> None:
     """Of N(20, 1) the default errs little more than of N(0, 1), at most a third of what it does about 0."""
     sde = LINEAR[process]

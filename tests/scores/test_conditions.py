@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import sgm_sde as sg
 from sgm_sde._utils.tree import each_leaf, map_leaves, shown
 from sgm_sde.scores.conditions import bare, resolve
-from tests.conventions import case_id
+from tests.conventions import case_id, some_slow
 
 EDM = sg.EDMSDE()
 VP = sg.VPSDE()
@@ -212,7 +212,7 @@ class Failing(nn.Module):
         return RIDGES(x, t)
 
 
-@pytest.mark.parametrize("at", [1, 20, 50, 60, 100, 147])
+@pytest.mark.parametrize("at", [1, 50, 147, *some_slow([20, 60, 100])])
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("full"), RuntimeError("shape"), ValueError("bad"), IndexError("far"), StopIteration()],
@@ -239,7 +239,11 @@ class Inputs:
     names: list[str] = field(default_factory=list)
 
 
-@pytest.mark.parametrize("marked, options", [(True, {}), (False, {}), (True, {"method": "adaptive"})], ids=case_id)
+@pytest.mark.parametrize(
+    "marked, options",
+    [(True, {}), (False, {}), pytest.param(True, {"method": "adaptive"}, marks=pytest.mark.slow)],
+    ids=case_id,
+)
 def test_samples_keep_their_conditions_in_a_likelihood(marked: bool, options: dict[str, object]) -> None:
     """Alone as in their batch, where the condition lies in a dataclass and the samples go on to finer grids."""
     oracle = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=F64), 0.2)

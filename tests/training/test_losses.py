@@ -28,7 +28,7 @@ from sgm_sde.training import (
     denoising_score_matching,
     score_matching,
 )
-from tests.conventions import case_id
+from tests.conventions import case_id, some_slow
 from tests.helpers import F64, LINEAR
 
 NETWORKS = ("noise", "data", "v", "flow", "score")
@@ -96,7 +96,7 @@ def gradient(loss: Callable[..., Tensor], sde: sg.LinearSDE, prediction: str, t:
 @pytest.mark.parametrize(("name", "sde"), LINEAR.items(), ids=case_id)
 @pytest.mark.parametrize("prediction", NETWORKS)
 @pytest.mark.parametrize("weighting", ALL_WEIGHTINGS)
-@pytest.mark.parametrize("share", [0.02, 0.6])
+@pytest.mark.parametrize("share", [0.02, *some_slow([0.6])])
 def test_the_exact_score_is_stationary_for_every_process(
     weighting: str, prediction: str, name: str, sde: Any, share: float
 ) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -91,11 +89,3 @@ def test_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_what_is_no_command(argv: list[str]) -> None:
     with pytest.raises(SystemExit):
         main(argv)
-
-
-def test_import_is_light() -> None:
-    """Importing the package pulls in none of the heavy optional libraries."""
-    heavy = ("scipy", "sklearn", "matplotlib", "torchdiffeq", "torchsde")
-    code = f"import sys, sgm_sde; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
