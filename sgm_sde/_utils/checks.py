@@ -507,11 +507,18 @@ def not_finite(value: Tensor) -> list[int]:
 
 
 def check_output(
-    x: Tensor, output: Tensor, t: float, trace: Tensor | None = None, *, among: Sequence[int] | None = None
+    x: Tensor,
+    output: Tensor,
+    t: float,
+    trace: Tensor | None = None,
+    *,
+    among: Sequence[int] | None = None,
+    first: int = 0,
 ) -> None:
     """Raise ValueError, naming time and samples, unless states, the network's output and its trace (B, *) are finite.
 
-    `among` are the samples that are named, in the end not finite all of them; all if not given.
+    `among` are the samples that are named, in the end not finite all of them; all if not given. `first` is the number of
+    the first sample in the caller's batch.
     """
     values = {"state": x, "network's output": output, "trace of the network's Jacobian": trace}
     for what, value in values.items():
@@ -520,7 +527,7 @@ def check_output(
         if not named:
             continue
 
-        samples = _in_samples(named, among or ())
+        samples = _in_samples([first + i for i in named], [first + i for i in among or ()])
         raise ValueError(f"the {what} is not finite at t={t:.6g} in {samples}")
 
 

@@ -78,8 +78,8 @@ def check_points(x: Tensor, name: str = "x") -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def given_log_prob(prior: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
-    """Log-densities (B,) of latents (B, *) under a prior given by the caller.
+def given_log_prob(prior: Callable[[Tensor], Tensor], first: int, latent: Tensor) -> Tensor:
+    """Log-densities (B,) of latents (B, *), the first of a number in the batch, under a prior given by the caller.
 
     Raises:
         ValueError: for anything but one finite number per sample, where the latents are finite.
@@ -87,7 +87,7 @@ def given_log_prob(prior: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
     value = prior(latent)
     check_per_sample_scalar("the prior", value, len(latent))
     for i in not_finite(value)[:1] if not not_finite(latent) else ():
-        raise ValueError(f"the prior's log-density of sample {i} is {value[i].item()}")
+        raise ValueError(f"the prior's log-density of sample {first + i} is {value[i].item()}")
     return value
 
 
@@ -142,17 +142,19 @@ def apart(value: float, other: float | None) -> str:
 OnOutput = Callable[..., None]
 
 
-def check_finite(value: Tensor, what: str, run: Callable[[OnOutput], object] | None = None) -> None:
+def check_finite(
+    value: Tensor, what: str, run: Callable[[OnOutput], object] | None = None, *, first: int = 0
+) -> None:
     """Raise ValueError, naming the sample, unless all values (B, *) are finite.
 
     `run` repeats the integration with a callback on each state, output, time and trace, to find the time at which
-    values cease to be finite.
+    values cease to be finite. `first` is the number of the first sample in the caller's batch.
     """
     bad = not_finite(value)
     if not bad:
         return
     if run is not None:
         with torch.no_grad():
-            run(partial(check_output, among=bad))
-    shown = f"{what} of sample {bad[0]} is {value[bad[0]].item() if value.ndim == 1 else 'not finite'}"
+            run(partial(check_output, among=bad, first=first))
+    shown = f"{what} of sample {first + bad[0]} is {value[bad[0]].item() if value.ndim == 1 else 'not finite'}"
     raise ValueError(f"{shown}: the score is not finite")

@@ -168,8 +168,8 @@ class _Question:
     prior: Callable[[Tensor], Tensor] | None
     decoder: str | None
 
-    def solved(self, x: Tensor, seeds: SampleSeeds, model_kwargs: Conditions | None) -> LogProbResult:
-        """The result for states x (B, *), and arguments of the network that are for these."""
+    def solved(self, first: int, x: Tensor, seeds: SampleSeeds, model_kwargs: Conditions | None) -> LogProbResult:
+        """The result for states x (B, *), the first of a number in the batch, and their arguments of the network."""
         sde = self.sde
         eps = self.eps
         estimate = self.trace.estimate(x, seeds, self.method.fresh)
@@ -180,13 +180,13 @@ class _Question:
             state, added = diffuse(model, GaussianDecoder(x), eps, NoiseStream(seeds, "dequantisation"))
 
         prior_std = sde.prior_std if self.prior is None else None
-        prior = None if self.prior is None else partial(given_log_prob, self.prior)
-        problem = Problem(model, state, eps, estimate, prior_std=prior_std, prior=prior)
+        prior = None if self.prior is None else partial(given_log_prob, self.prior, first)
+        problem = Problem(model, state, eps, estimate, prior_std=prior_std, prior=prior, first=first)
         solution, how, unresolved = self.method.solve(problem)
         latent = solution.latent
         at_T = problem.at_noise(latent)
         value = at_T + solution.volume + added
-        check_finite(value, "the log-likelihood", partial(self.method.again, problem))
+        check_finite(value, "the log-likelihood", partial(self.method.again, problem), first=first)
         return LogProbResult(
             value=value,
             stderr=solution.stderr,
@@ -215,22 +215,22 @@ class _Question:
 
 def _parts(
     score: Score, x: Tensor, seeds: SampleSeeds, model_kwargs: Conditions | None, batch_size: int | None
-) -> list[tuple[Tensor, SampleSeeds, Conditions | None]]:
-    """States, seeds and arguments of the network of each part of the batch.
+) -> list[tuple[int, Tensor, SampleSeeds, Conditions | None]]:
+    """Number of the first state, states, seeds and arguments of the network of each part of the batch.
 
     Raises:
         ValueError: for a size below 1, and arguments of which nothing says whether they have one row per sample.
     """
     if batch_size is None:
-        return [(x, seeds, model_kwargs)]
+        return [(0, x, seeds, model_kwargs)]
     require_count("batch_size", batch_size)
     if batch_size >= len(x):
-        return [(x, seeds, model_kwargs)]
+        return [(0, x, seeds, model_kwargs)]
     marked = resolve(model_kwargs or {}, len(x), score.conditions, called=batch_size)
-    parts: list[tuple[Tensor, SampleSeeds, Conditions | None]] = []
+    parts: list[tuple[int, Tensor, SampleSeeds, Conditions | None]] = []
     for first in range(0, len(x), batch_size):
         rows = slice(first, first + batch_size)
-        parts.append((x[rows], seeds[rows], map_rows(partial(_rows, rows), marked)))
+        parts.append((first, x[rows], seeds[rows], map_rows(partial(_rows, rows), marked)))
     return parts
 
 

@@ -434,7 +434,8 @@ def _require_arrived(run: Integration, flow: NormalisedFlow) -> None:
     """Raise ValueError, naming the first sample that has not come to the other end."""
     for i in (~run.completed).nonzero().flatten().tolist()[:1]:
         t = float(flow.sde.time(2 * float(run.t[i])))
-        raise ValueError(f"the flow of sample {int(flow.rows[i])} stopped at t={t:.6g}: {run.outcome[i]}")
+        sample = flow.problem.first + int(flow.rows[i])
+        raise ValueError(f"the flow of sample {sample} stopped at t={t:.6g}: {run.outcome[i]}")
 
 
 def joint(ends: Ends) -> Solution:

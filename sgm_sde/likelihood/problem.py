@@ -93,6 +93,7 @@ class Problem:
         to_noise: the direction.
         prior_std: standard deviation of the Gaussian at the noise's end, where that is the density there.
         prior: log-density (B,) of states (B, *) at the noise's end; the process's own if not given.
+        first: number of the first state in the caller's batch, by which errors name it.
     """
 
     model: TraceScore
@@ -102,6 +103,7 @@ class Problem:
     to_noise: bool = True
     prior_std: float | None = None
     prior: Callable[[Tensor], Tensor] | None = None
+    first: int = 0
 
     @property
     def sde(self) -> LinearSDE:

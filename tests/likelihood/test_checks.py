@@ -126,6 +126,27 @@ def test_a_failure_on_a_finer_grid_alone() -> None:
         sg.log_prob(fails, VP, x)
 
 
+@pytest.mark.parametrize("method", [FixedGrid(48), AdaptiveFlow(), ScipyRK45()])
+def test_a_failure_in_a_later_part_is_named_by_its_number_in_the_batch(method: Any) -> None:
+    """Sample 4 of 5, which is the first of the third part of two; so is a prior that fails there."""
+    x = torch.zeros(5, 2, dtype=F64)
+    x[4] = 0.25
+
+    def fails(x: Tensor, t: Tensor) -> Tensor:
+        return torch.where((x == 0.25).all(1, keepdim=True), math.nan, SCORE(x, t))
+
+    with pytest.raises(ValueError, match=r"sample 4\b.*not finite|not finite at t=1e-05 in sample 4$"):
+        sg.log_prob(fails, VP, x, method=method, batch_size=2)
+
+    away = sg.log_prob(SCORE, VP, x, method=method).latent[4]
+
+    def prior(latent: Tensor) -> Tensor:
+        return torch.where((latent - away).norm(dim=1) < 1e-6, math.nan, latent.sum(1))
+
+    with pytest.raises(ValueError, match="the prior's log-density of sample 4 is nan"):
+        sg.log_prob(SCORE, VP, x, method=method, batch_size=2, prior=prior)
+
+
 @pytest.mark.parametrize("held", [False, True])
 def test_arguments_that_only_look_like_rows(held: bool) -> None:
     """Samples that go on alone get what they got in their batch, though a table be as long as it, or hidden."""
