@@ -66,8 +66,7 @@ VARIED = (16, 64, 256)  # noises of the cost curve
 HELD_OUT = 128
 FURTHER = 256  # noises beside those of a bed, of which it has 2 to 128
 SEED = 1
-FIT = 6  # of the present form of fits and of the choice: numbers of an earlier one are told apart
-SAME_FITS = 5  # the first form whose fits are the present ones, if not the choice
+FIT = 6  # of the present form of fits and of the choice: numbers of an earlier one are measured again
 HALF, MOST = 0.5, 0.7  # of the best off the shelf: what is asked of a fit
 FEWER = 8  # calls up to which it is half
 DPMPP2M = sg.Setting("dpm++2m", "karras")
@@ -436,12 +435,12 @@ def joined(stored: dict[str, Any] | None, found: dict[str, Any]) -> dict[str, An
 
 
 def measured(half: str, noises: int = NOISES) -> list[dict[str, Any]]:
-    """What was measured on the beds of a half, with the frozen best."""
+    """What was measured on the beds of a half in the present form, with the frozen best."""
     known, found = frozen(), []
     for bed in beds.load(half):
-        row = rows_of(bed, noises)
-        if row is not None:
-            row["budgets"] = {int(n): cells for n, cells in row["budgets"].items()}
+        row = rows_of(bed, noises) or {"budgets": {}}
+        row["budgets"] = {int(n): cells for n, cells in row["budgets"].items() if cells.get("fit") == FIT}
+        if row["budgets"]:
             for cells in row["budgets"].values():  # what is not finite has no number in JSON
                 cells["gits"] = {name: math.inf if error is None else error for name, error in cells["gits"].items()}
             row["doubt"] = known[bed.name]["doubt"]
@@ -497,37 +496,23 @@ def further_ratios(found: Found, nfe: int, other: str, medians: bool = False) ->
 def tables(half: str) -> str:
     """The tables of a half."""
     found = measured(half)
-    now = _as_it_is(found)
     budgets = sorted({nfe for row in found for nfe in row["budgets"]})
-    whole = [row for row in now if set(row["budgets"]) == set(budgets)]
+    whole = [row for row in found if set(row["budgets"]) == set(budgets)]
     lines = [
         f"## {half}: {len(found)} beds, fitted to {NOISES} noises", "",
         *_on_own_noises(found, budgets), "",
-        "With fits as they are:", "", *_on_own_noises(now, budgets), "",
-        "With the choice as it is, too:", "", *_on_own_noises(_as_it_is(found, FIT), budgets), "",
-        "CPU seconds beside the network's, all budgets:", "",
-        _beside(found), _beside(whole) + ", fits as they are", "",
-        "Samples that the network evaluated, fits as they are:", "", *_evaluated(now, budgets), "",
+        "CPU seconds beside the network's, all budgets:", "", _beside(whole), "",
+        "Samples that the network evaluated:", "", *_evaluated(found, budgets), "",
         f"Cells above {HALF} at up to {FEWER} calls, or above {MOST} beyond:", "",
         *_above({n: ratios(found, n, "best") for n in budgets}, {n: HALF if n <= FEWER else MOST for n in budgets}), "",
         f"On {FURTHER} further noises of each bed:", "", *_on_further_noises(found, budgets), "",
-        "With fits as they are:", "", *_on_further_noises(now, budgets), "",
-        "With the choice as it is, too:", "", *_on_further_noises(_as_it_is(found, FIT), budgets), "",
         "Of these, worse than the pilot's choice:", "",
-        *_above({n: further_ratios(now, n, "pilot") for n in budgets}, dict.fromkeys(budgets, 1.0)), "",
+        *_above({n: further_ratios(found, n, "pilot") for n in budgets}, dict.fromkeys(budgets, 1.0)), "",
         "Over the best deterministic sampler of diffusers, k-diffusion and azula:", "",
         *_over_peers(found, budgets), "",
         *_bed_by_bed(found, budgets), "",
     ]  # fmt: skip
     return "\n".join(lines)
-
-
-def _as_it_is(found: Found, since: int = SAME_FITS) -> list[dict[str, Any]]:
-    """What was measured with the present fits, or since another form."""
-    return [
-        row | {"budgets": {n: cell for n, cell in row["budgets"].items() if cell.get("fit", 0) >= since}}
-        for row in found
-    ]
 
 
 def _table(head: str, rows: Sequence[Sequence[str]]) -> list[str]:
@@ -547,13 +532,11 @@ def _on_own_noises(found: Found, budgets: Sequence[int]) -> list[str]:
             continue
 
         best, pilot, gits = (ratios(found, nfe, other) for other in ("best", "pilot", "gits"))
-        earlier = sum(cell.get("fit") != FIT for cell in cells)
         worse = sum(cell["change"] > 2 * cell["change_stderr"] > 0 for cell in cells)
         rows.append([
-            str(nfe), str(len(best)), str(earlier), *_spread(list(best.values())), _mean(pilot), str(worse),
-            _mean(gits),
+            str(nfe), str(len(best)), *_spread(list(best.values())), _mean(pilot), str(worse), _mean(gits),
         ])  # fmt: skip
-    head = "calls, beds, before the last change, calibrated / best, worst, at most .5, at most .7, / pilot"
+    head = "calls, beds, calibrated / best, worst, at most .5, at most .7, / pilot"
     return _table(f"{head}, worse by 2 s.e., / GITS-like", rows)
 
 

@@ -6,10 +6,11 @@ First table: error over the standard deviation of the data against the probabili
 256 noises; the default, `defaults.default_setting(..., data_std=)` for the scale at hand, and what a `pilot` of 128
 other noises finds; the last row is EDM with its noise levels in the data's own units. Second: the same of two numbers
 of unlike scale, two modes each, number by number. Third: of three modes of unit scale around a mean, the default, the
-same about 0, with steps near pure noise as long as others, and `dpm++2m`. Fourth: the largest distance of 128 samples
-to the nearest of four modes in eight dimensions, a thousandth of their distance wide, for the default, the same in log-
-SNR, and `dpm++2m`. Fifth: data of large scales, where `ScaleWarning` speaks ("told"): three modes, which chose it, and
-data that did not, five modes in eight dimensions and a Gaussian in four.
+same about 0, with steps near pure noise as long as others, and `dpm++2m`; the last rows are of the scale 4 on an EDM
+that starts from sigma = 800, and "told" is where the default's samples raise a `ScaleWarning`. Fourth: the largest
+distance of 128 samples to the nearest of four modes in eight dimensions, a thousandth of their distance wide, for the
+default, the same in log- SNR, and `dpm++2m`. Fifth: data of large scales, where `ScaleWarning` speaks ("told"): three
+modes, which chose it, and data that did not, five modes in eight dimensions and a Gaussian in four.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ SCALES = (0.02, 0.2, 1.0, 5.0, 50.0)
 BUDGETS = (8, 16, 30)
 MORE = (16, 24, 35, 50)
 MEANS = (0.0, 5.0, 20.0)
+TO_800 = sg.EDMSDE(0.02, 800.0)
+FAR = (20.0, 50.0, 100.0)
 FEW = (5, 8, 12, 20)
 
 
@@ -83,20 +86,33 @@ def unlike() -> list[list[str]]:
     return rows
 
 
-def moved(sde: sg.LinearSDE, mean: float) -> list[str]:
+def moved(sde: sg.LinearSDE, mean: float, scale: float = 1.0) -> list[str]:
     """Errors on three modes around a mean: the default, about 0, with even steps near noise, DPM-Solver++(2M)."""
-    score = sg.oracles.GaussianMixture(mean + torch.tensor([[-1.0], [0.3], [1.2]], dtype=F64), 0.2).score(sde)
+    modes = mean + scale * torch.tensor([[-1.0], [0.3], [1.2]], dtype=F64)
+    score = sg.oracles.GaussianMixture(modes, 0.2 * scale).score(sde)
     x = sde.prior_sample((256, 1), seed=0, dtype=F64)
-    exact = tight(score, sde, x, 1.0)
+    exact = tight(score, sde, x, scale)
     cells = []
     for nfe in FEW:
         default = sg.defaults.default_setting(sde, nfe)
         about_zero = sg.Setting(replace(default.solver, centred_below=None), default.grid)
         even_deep = sg.Setting(default.solver, replace(default.grid, even_deep=1.0))
-        for setting in (default, about_zero, even_deep, "dpm++2m"):
-            off = sg.sample(score, sde, x_T=x, nfe=nfe, solver=setting).x - exact
-            cells.append(f"{float(off.square().mean().sqrt() / exact.std()):.3f}")
+        for setting in (None, about_zero, even_deep, "dpm++2m"):
+            found, told = with_warning(score, sde, x, nfe, setting)
+            off = found - exact
+            cells.append(f"{float(off.square().mean().sqrt() / exact.std()):.3f}{told}")
     return cells
+
+
+def with_warning(
+    score: sg.Score, sde: sg.LinearSDE, x: Tensor, nfe: int, setting: sg.Setting | str | None
+) -> tuple[Tensor, str]:
+    """Samples of a setting, the default if it is None, and ", told" where they raise a `ScaleWarning`."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ScaleWarning)
+        found = sg.sample(score, sde, x_T=x, nfe=nfe, solver=setting).x
+    said = any(issubclass(warning.category, ScaleWarning) for warning in told)
+    return found, ", told" if said else ""
 
 
 def narrow(sde: sg.LinearSDE) -> list[list[str]]:
@@ -135,14 +151,10 @@ def wide(sde: sg.LinearSDE, data: str, scale: float) -> list[str]:
     exact = tight(score, sde, x, scale)
     cells = []
     for nfe in WIDE_BUDGETS:
-        errors = []
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always", ScaleWarning)
-            for setting in (None, sg.defaults.default_setting(sde, nfe, data_std=scale)):
-                off = sg.sample(score, sde, x_T=x, nfe=nfe, solver=setting).x - exact
-                errors.append(float(off.square().mean().sqrt() / exact.std()))
-        said = any(issubclass(warning.category, ScaleWarning) for warning in told)
-        cells.append(f"{errors[0]:.4f}, {errors[1]:.4f}{', told' if said else ''}")
+        default, told = with_warning(score, sde, x, nfe, None)
+        for_scale, _ = with_warning(score, sde, x, nfe, sg.defaults.default_setting(sde, nfe, data_std=scale))
+        errors = [float((found - exact).square().mean().sqrt() / exact.std()) for found in (default, for_scale)]
+        cells.append(f"{errors[0]:.4f}, {errors[1]:.4f}{told}")
     return cells
 
 
@@ -164,6 +176,7 @@ def main() -> int:
     lines += ["", f"| process | mean | {' | '.join(each)} |", "|---|--:|" + "--:|" * len(each)]
     for name, sde in PROCESSES.items():
         lines += [f"| {name} | {mean:g} | {' | '.join(moved(sde, mean))} |" for mean in MEANS]
+    lines += [f"| EDM from 800 | {mean:g} | {' | '.join(moved(TO_800, mean, 4.0))} |" for mean in FAR]
 
     lines += [
         "",

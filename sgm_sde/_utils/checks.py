@@ -517,8 +517,8 @@ def check_output(
 ) -> None:
     """Raise ValueError, naming time and samples, unless states, the network's output and its trace (B, *) are finite.
 
-    `among` are the samples that are named, in the end not finite all of them; all if not given. `first` is the number of
-    the first sample in the caller's batch.
+    `among` are the samples that are named, in the end not finite all of them; all if not given. `first` is the number
+    of the first sample in the caller's batch.
     """
     values = {"state": x, "network's output": output, "trace of the network's Jacobian": trace}
     for what, value in values.items():

@@ -185,7 +185,9 @@ class _JointSystem:
         out, trace = model.with_trace(x, time, self.problem.trace)
         out = out.to(x.dtype)
         trace = trace[:, : self.problem.trace.columns]
-        check_output(x, out, t, trace, first=self.problem.first)  # SciPy's first step would be NaN, and it would try it for ever
+        check_output(
+            x, out, t, trace, first=self.problem.first
+        )  # SciPy's first step would be NaN, and it would try it for ever
         return out, trace
 
 

@@ -142,9 +142,7 @@ def apart(value: float, other: float | None) -> str:
 OnOutput = Callable[..., None]
 
 
-def check_finite(
-    value: Tensor, what: str, run: Callable[[OnOutput], object] | None = None, *, first: int = 0
-) -> None:
+def check_finite(value: Tensor, what: str, run: Callable[[OnOutput], object] | None = None, *, first: int = 0) -> None:
     """Raise ValueError, naming the sample, unless all values (B, *) are finite.
 
     `run` repeats the integration with a callback on each state, output, time and trace, to find the time at which

@@ -6,14 +6,17 @@ the noises, $x_k = A_k x_0 + \sum_m B_{km} z_m$. The run should end with the cov
 
 $$ \hat\Sigma_n = A_n\Sigma_0 A_n^\top + \sum_m B_{nm} B_{nm}^\top $$
 
-of which the first block's standard deviation is looked at. Too few steps for a solver, or steps where it is not stable,
-show here before any network is called: what ends too large on Gaussian data of every scale from the noise at the end to
-a twentieth of that at the start is hardly right on others. Data at a point, and tables fitted to a network, are the
-exceptions.
+of which the first block's standard deviation is looked at. Around a mean m the denoiser is $m + G(x - \mu m)$, the
+states are off by $c_k m$ besides, and the flow carries what the start lacks of its mean to the end.
+
+Too few steps for a solver, or steps where it is not stable, show here before any network is called: what ends too large
+on Gaussian data of every scale from the noise at the end to a twentieth of that at the start is hardly right on others.
+Data at a point, and tables fitted to a network, are the exceptions.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -100,6 +103,34 @@ def std_ratio(program: Program, sde: SDE) -> float:
     return float(ratios.min())
 
 
+def mean_off(program: Program, sde: SDE, scale: float) -> float:
+    r"""Distance between the end of a run and that of the flow, for data around 1, from noise around 0.
+
+    $$ |c_n - \mu_n + \hat\sigma_n \mu_0 / \hat\sigma_0|, \qquad \hat\sigma_k^2 = \mu_k^2 S^2 + \sigma_k^2 $$
+
+    for data N(m, S^2), in units of m, with n the end and 0 the start.
+
+    Args:
+        program: the table; that of one of more than 100 network calls is taken for 0.
+        sde: the process; on others than linear ones it is taken for 0.
+        scale: S.
+    """
+    times = tuple(stage.t for stage in program.stages)
+    if program.nfe > MOST_CALLS or not has_scalar_marginal(sde):
+        return 0.0
+
+    at = dict(zip(times, kernels(sde, times), strict=True))
+    S = np.array([scale])
+    try:
+        c = float(_end(program, at, S, mean=True)[0, 0, -1])
+    except ZeroDivisionError:  # a prediction that does not exist at alpha = 0 or sigma = 0
+        return 0.0
+
+    start, end = at[times[0]], at[times[-1]]
+    kept = math.sqrt(end.covariance(S).item() / start.covariance(S).item())
+    return abs(c - float(end.mu[0]) + kept * float(start.mu[0]))
+
+
 def scales(sde: SDE, program: Program) -> np.ndarray:
     """The scales of data that are looked at: between the noise levels of the table's ends.
 
@@ -128,16 +159,16 @@ def misses_gaussians(program: Program, sde: SDE) -> bool:
     return std_ratio(program, sde) >= MISSED
 
 
-def _end(program: Program, at: Mapping[float, Kernel], S: np.ndarray) -> np.ndarray:
+def _end(program: Program, at: Mapping[float, Kernel], S: np.ndarray, mean: bool = False) -> np.ndarray:
     """The factors (scales, k, k + k noises) of independent numbers of size 1, those of the start and of the noises, in
-    the last state."""
+    the last state; with `mean` a column more, that of the data's mean."""
     start = at[program.stages[0].t]
     k = len(start.mu)
     noises = 1 + max((m for stage in program.stages for m, _ in stage.noises), default=-1)
     states: list[np.ndarray] = []
     evaluations: dict[int, np.ndarray] = {}
     for i, stage in enumerate(program.stages):
-        x = np.zeros((len(S), k, k * (1 + noises)))
+        x = np.zeros((len(S), k, k * (1 + noises) + mean))
         if not states:
             x[:, :, :k] = np.linalg.cholesky(start.covariance(S))
         for j, A in stage.states:
@@ -149,16 +180,20 @@ def _end(program: Program, at: Mapping[float, Kernel], S: np.ndarray) -> np.ndar
 
         states.append(x)
         if stage.evaluate:
-            evaluations[i] = _evaluated(at[stage.t], program, S) @ x
+            evaluations[i] = _evaluated(at[stage.t], program, S, x, mean)
     return states[-1]
 
 
-def _evaluated(kernel: Kernel, program: Program, S: np.ndarray) -> np.ndarray:
-    """The factors (scales, k, k) of the state in what a program takes of the network there."""
+def _evaluated(kernel: Kernel, program: Program, S: np.ndarray, x: np.ndarray, mean: bool) -> np.ndarray:
+    """The factors in what a program takes of the network there, of those in the state."""
     k = len(kernel.mu)
     source = "data" if k == 1 else "data_x"
     c_x, c_r = kernel.node.convert(source, program.prediction, program.eta, program.sigma_data)
-    return _array(c_x, k) + _array(c_r, k)[:, :1] * kernel.denoiser(S)
+    G = kernel.denoiser(S)
+    of_data = G @ x
+    if mean:
+        of_data[:, :, -1] += 1 - G @ kernel.mu
+    return _array(c_x, k) @ x + _array(c_r, k)[:, :1] * of_data
 
 
 def _array(c: Coefficient, k: int) -> np.ndarray:

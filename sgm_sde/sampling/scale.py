@@ -1,4 +1,4 @@
-r"""Scale of the data, as the samples of the default show it, beside the one that its grid is made for.
+r"""Scale and place of the data, as the samples of the default show them, beside those that it is made for.
 
 Where nobody names a solver, the default takes data for about the scale $S_0 = 1$. Of data of a scale S its longest
 steps are where modes part, and with N network calls it errs several times what the default for S does where
@@ -7,6 +7,10 @@ $$ N \le 10\,\log_2\frac{S}{6 S_0}, $$
 
 as `python -m benchmarks.scales` measures on VP, DDPM's table, EDM and rectified flow, on three modes, which chose it,
 and on data that did not. S is the standard deviation of all numbers of the samples together, each around its mean.
+
+The place is 0. Of data around m far from it, polynomials in the logarithm of the noise level miss what the estimates of
+the mean add to the states, $m / s$ at the noise level s, in the long steps where s is far above the scale. How far a
+run ends from where the flow goes is known of Gaussian data of that mean and scale, whatever the network.
 """
 
 from __future__ import annotations
@@ -15,18 +19,23 @@ import math
 
 from torch import Tensor
 
+from sgm_sde.engine.program import Program
 from sgm_sde.processes.base import SDE
 from sgm_sde.sampling.defaults import WIDEST, scale_of_data
+from sgm_sde.sampling.on_gaussians import mean_off
 from sgm_sde.sampling.resolution import FEW_CALLS, rows_that_tell
 
 __all__ = ["ScaleWarning"]
 
 LARGE = 6.0  # times the scale that the default is made for
 CALLS_AN_OCTAVE = 10.0
+AWAY = 5.0  # times their scale, above which samples are around another place than 0
+OFF = 0.15  # of the scale, by which the mean is off
 
 
 class ScaleWarning(UserWarning):
-    """Samples vary by so much more than the default takes data for that it errs several times what it could."""
+    """Samples vary by so much more than the default takes data for, or lie so far from 0, that it errs more than it
+    could."""
 
 
 def words_if_wide(samples: Tensor, nfe: int, sde: SDE) -> str:
@@ -56,4 +65,31 @@ def words_if_wide(samples: Tensor, nfe: int, sde: SDE) -> str:
         f"the samples vary by {scale:.3g}, and with {nfe} calls the default, which takes data for the scale "
         f"{made_for:g}, errs several times more than it could: give "
         f"solver=sg.defaults.default_setting(sde, {nfe}, data_std={data_std:.2g}), or what `pilot` finds"
+    )
+
+
+def words_if_away(samples: Tensor, program: Program, sde: SDE) -> str:
+    """Text of a warning if samples (B, *) of the default are so far from 0 that their mean is off, "" if not.
+
+    Args:
+        samples: the samples; of less than 16 nothing is known.
+        program: the table that made them.
+        sde: a process with alpha and sigma.
+    """
+    rows = rows_that_tell(samples)
+    if rows is None or program.nfe <= FEW_CALLS:
+        return ""
+
+    scale = float(rows.var(0).mean().sqrt())
+    mean = float(rows.mean(0).square().mean().sqrt())
+    if not 0 < AWAY * scale < mean < math.inf:
+        return ""
+
+    off = mean_off(program, sde, scale) * mean / scale
+    if off < OFF:
+        return ""
+    return (
+        f"the samples lie around {mean:.3g} and vary by {scale:.3g}, and with {program.nfe} calls the default, which "
+        f"takes data to be around 0, ends {off:.2g} standard deviations from Gaussian data like that: give more calls, "
+        f"or what `pilot` finds, or train on data with their mean taken off"
     )

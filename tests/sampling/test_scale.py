@@ -1,7 +1,8 @@
-"""Data of a large scale, of which the default errs several times what the one for their scale does."""
+"""Data of a large scale or far from 0, of which the default errs several times what it could."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 
 import sgm_sde as sg
 from sgm_sde.sampling.defaults import scale_of_data
-from sgm_sde.sampling.scale import ScaleWarning, words_if_wide
+from sgm_sde.sampling.on_gaussians import mean_off
+from sgm_sde.sampling.planning import plan
+from sgm_sde.sampling.scale import ScaleWarning, words_if_away, words_if_wide
 from tests.conventions import case_id
 
 F64 = torch.float64
@@ -60,6 +63,65 @@ def test_runs_that_are_not_told(scale: float, options: dict[str, Any]) -> None:
     """Data of about unit scale, enough calls, solvers that are named, few samples, and networks of few calls."""
     found = sg.sample(score_of(scale), DDPM, **({"shape": (64, 1), "seed": 0} | options))
     assert found.status.ok
+
+
+WIDE_EDM = sg.EDMSDE(sigma_min=0.02, sigma_max=800.0)
+
+
+def modes_around(mean: float, scale: float = 4.0, sde: sg.LinearSDE = WIDE_EDM) -> tuple[sg.Score, torch.Tensor]:
+    """The exact score of three modes around a mean, and what the prior is in their units."""
+    score = sg.oracles.GaussianMixture(scale * MODES + mean, 0.3 * scale).score(sde)
+    return score, sde.prior_sample((128, 1), seed=3, dtype=F64)
+
+
+@pytest.mark.parametrize("sde", [WIDE_EDM, sg.RectifiedFlowSDE()], ids=["edm", "flow"])
+def test_the_default_on_data_far_from_0_says_so(sde: sg.LinearSDE) -> None:
+    """Around 100, 25 times their scale from 0, in five calls: further off than DDIM."""
+    score, x_T = modes_around(100.0, sde=sde)
+    exact = sg.sample(score, sde, x_T=x_T, solver="dpm++3m", nfe=400, t_end=sde.eps).x
+    with pytest.warns(ScaleWarning, match=r"lie around (98|99|1\d\d)\S* and vary by \d.*with 5 calls .*`pilot` finds"):
+        found = sg.sample(score, sde, x_T=x_T, nfe=5)
+    assert found.status.ok
+    assert error(found.x, exact) > error(sg.sample(score, sde, x_T=x_T, nfe=5, solver="ddim").x, exact)
+
+
+@pytest.mark.parametrize(
+    "mean, options", [(0.0, {"nfe": 5}), (100.0, {"nfe": 20}), (100.0, {"nfe": 5, "solver": "ddim"})]
+)
+@pytest.mark.filterwarnings("error::sgm_sde.sampling.scale.ScaleWarning")
+def test_runs_whose_mean_is_right_are_not_told(mean: float, options: dict[str, Any]) -> None:
+    score, x_T = modes_around(mean)
+    assert sg.sample(score, WIDE_EDM, x_T=x_T, **options).status.ok
+
+
+@pytest.mark.parametrize("nfe", [5, 8, 12])
+@pytest.mark.parametrize("sde", [WIDE_EDM, sg.EDMSDE(), sg.RectifiedFlowSDE()], ids=["wide", "edm", "flow"])
+def test_how_far_the_mean_is_off(sde: sg.LinearSDE, nfe: int) -> None:
+    """Of a Gaussian around 100, beside the flow from the same noise: what its table alone tells."""
+    score = sg.oracles.Gaussian(torch.full((1,), 100.0, dtype=F64), 16.0).score(sde)
+    x_T = torch.zeros(1, 1, dtype=F64)
+    setting = sg.defaults.default_setting(sde, nfe)
+    program = plan(sde, setting, nfe=nfe)[2]
+    assert program is not None
+
+    end = sde.nodes((program.times[-1],))[0]
+    start = sde.nodes((sde.T,))[0]
+    kept = math.hypot(4 * end.alpha, end.sigma) / math.hypot(4 * start.alpha, start.sigma)
+    flow = 100 * (end.alpha - kept * start.alpha)
+    found = float(sg.sample(score, sde, x_T=x_T, solver=setting, nfe=nfe).x)
+    assert mean_off(program, sde, 4.0) * 100 == pytest.approx(abs(found - flow), rel=1e-6, abs=1e-7)
+
+
+def test_few_samples_tell_no_place() -> None:
+    """Of less than 16 nothing is known, nor with three calls, nor of samples that do not differ."""
+    program = plan(WIDE_EDM, None, nfe=5)[2]
+    assert program is not None
+    x = 100 + 4 * torch.randn(64, 1, generator=torch.Generator().manual_seed(0))
+    assert words_if_away(x, program, WIDE_EDM)
+    assert words_if_away(x[:15], program, WIDE_EDM) == ""
+    assert words_if_away(torch.full((64, 1), 100.0), program, WIDE_EDM) == ""
+    of_three = plan(WIDE_EDM, None, nfe=3)[2]
+    assert of_three is not None and words_if_away(x, of_three, WIDE_EDM) == ""
 
 
 def test_the_scale_is_that_of_the_process() -> None:
