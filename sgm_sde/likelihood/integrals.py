@@ -33,7 +33,7 @@ from sgm_sde.likelihood.trace import BLOCK, some_of
 
 SAFETY = 1.5  # of the estimated error of a grid
 ROUGH_SLOPES = 2.0  # of what a rule of more slopes adds to each interval, in the root of the squares
-WRONG_SCORE = 5.0  # share of the score that may be wrong, for each unit of what is seen of that
+WRONG_SCORE = 4.0  # share of the score that may be wrong, for each unit of what is seen of that
 UNSEEN = 0.0025  # units where nothing is seen
 MOST_NOISE = 0.4  # that a noise estimate is taken to be off in the middle, which may be further off by the data
 SKEW = 0.2  # asymmetry from which probes tell their noise by their spread alone
@@ -60,8 +60,9 @@ class Integrals(Crossing):
     jumps, the share of the score that is not trusted, what may be wrong with the rest, and the wave of the score in
     pure noise. A score's error
     changes slowly from node to node, while the jumps alternate: what it does with them is bounded by the longest of
-    their partial sums, each jump times the size of the score there (Abel's summation by parts); one with a wave of its
-    own, as the jumps have, is seen where the score is that of pure noise. What rounding may do is told apart.
+    their partial sums, each jump times the size of the score there and of pure noise (Abel's summation by parts); one
+    with a wave of its own, as the jumps have, is seen where the score is that of pure noise. What rounding may do is
+    told apart.
 
     Args:
         problem: whose network is asked.
@@ -200,7 +201,8 @@ class Integrals(Crossing):
             of_wave = trusted * self._along_wave(k, square, moved)
             self._of_nodes.append(torch.stack([of_rule, of_trust, of_wave]))
 
-            size = column(square.sqrt(), moved)
+            # An error does not vanish with the score: beside it counts the size of that of pure noise.
+            size = column((square + self._d).sqrt(), moved)
             of_score, of_noise = self._moved
             of_score.addcmul_(size, moved, value=trusted)
             of_noise.add_(moved, alpha=trusted / self._noises[k])

@@ -22,13 +22,18 @@ BY_DIVERGENCE = 0.5  # share of the error of that integral in the whole beyond w
 REACH = 64.0  # times the tolerance: errors beyond go to the adaptive solver at once
 REACH_OF_PROBES = 256.0  # the same of random probes
 REACH_OF_ROUGH = 2048.0  # the same where the integral of the divergence is what is inexact
-OF_CHANGE = {"grids": 0.5, "steps": 0.25, "kinks": 1.0}  # share of the last change of a value that its error is at most
-BY_CHANCE = {"grids": 1 / 3, "steps": 1 / 16, "kinks": 1 / 32}  # of an error that it is at least, by chance
+OF_CHANGE = {"grids": 0.5, "kinks": 1.0}  # share of the last change of a value that its error is at most
+BY_CHANCE = {"grids": 1 / 3, "kinks": 1 / 2}  # of an error that it is at least, by chance
+OF_STEPS = 1 / 6  # of the error that an adaptive solver's steps say, the standard deviation of what is left of it
+AS_CHANGES = 2.0  # changes of a value that this is worth
+BOUNDED = 2.3  # standard deviations of an error of which so few changes tell the size, that it is at most
 FALLS = 1 / 4  # factor of what kinks leave on twice the nodes
 SMOOTHER = 1 / 20  # the same of what only looks like kinks, where an integrand was not resolved and now is
 FEW = 0.1  # share of what kinks leave in the rest of the error below which there are none
 CONVERGES = 1 / 16  # factor of the error on twice the nodes, less than what the order promises, where a change tells it
-TOLERANCES = (0.03, 0.003, 0.0003)  # of an adaptive solver's steps, in units of the error that is asked of the value
+FINER = 1 / 10  # of the tolerance, of which an adaptive solver's next run is
+# Of an adaptive solver's steps, in units of the error that is asked of the value.
+TOLERANCES = (0.03, 0.03 * FINER, 0.03 * FINER**2)
 OF_JUMPS = (4.0, 2.0, 1.0)  # times that error: what jumps of the trace may leave, of which the next run leaves half
 GAIN = 0.5  # share of the error of a sample that jumps may leave, for a run to be worth its calls
 GROWS = 10 ** (1 / 5)  # factor of the calls at a tenth of a tolerance, that of a method of order 5
@@ -266,7 +271,7 @@ class Some:
         if self.problem.trace.fixed is not None:
             return after
         change = self._change(before, after)[rows]
-        error = _at_most(after.error[rows], change, "steps")
+        error = error_of_finer_steps(after.error[rows], change)
         return after.with_errors(rows, error.maximum(after.of_kinks[rows]))  # jumps cancel by chance
 
     def _change(self, before: Solution, after: Solution) -> Tensor:
@@ -274,6 +279,20 @@ class Some:
         with torch.no_grad():
             first, second = (self.problem.at_noise(one.latent) + one.volume for one in (before, after))
             return (second - first).abs().to(after.error.dtype)
+
+
+def error_of_finer_steps(stated: Tensor, change: Tensor) -> Tensor:
+    r"""Error (B,) of an adaptive solver's values, from that E which its steps say and their change e' by a tenth of the
+    tolerance.
+
+    The change is about the error before, which falls as the tolerance does. It is one number of unknown sign, small by
+    chance as often as not, so that what the steps say counts beside it, as two such numbers:
+
+    $$ \min\Big(E,\ 2.3\,\Big(\frac{2\,(E/6)^2 + (e'/10)^2}{3}\Big)^{1/2}\Big) $$
+    """
+    squares = AS_CHANGES * (OF_STEPS * stated).square() + (FINER * change).square()
+    spread = (squares / (AS_CHANGES + 1)).sqrt()
+    return stated.minimum(BOUNDED * spread)
 
 
 def _at_most(error: Tensor, change: Tensor, of: str) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import sgm_sde as sg
 from benchmarks.likelihood_error import oracles
 from sgm_sde.likelihood import FixedGrid, LikelihoodWarning
+from sgm_sde.likelihood.refinement import error_of_finer_steps
 from tests.helpers import F64, LINEAR, MIXTURE
 
 VP = LINEAR["vp"]
@@ -55,6 +56,22 @@ def test_steps_by_a_ridge_are_no_noise() -> None:
     assert "noise" not in res.reasons
     off = (res.value - modes.log_prob(x, VP, VP.likelihood_eps)).abs() / 2
     assert float(off.max()) < 1e-4 and float((off <= res.error / 2 + 1e-6).double().mean()) > 0.9
+
+
+def test_a_change_that_is_small_by_chance() -> None:
+    """It leaves what the steps say: errors of a sixth of that, and ten times as large before, are bounded."""
+    off, before = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0), dtype=F64)
+    stated = torch.full_like(off, 6.0)
+    error = error_of_finer_steps(stated, (10 * before - off).abs())
+    assert float((off.abs() <= error).double().mean()) > 0.95
+    assert float(error.median()) < 5 * float(off.abs().median())
+
+
+@pytest.mark.parametrize(("change", "error"), [(0.0, 2.3 * math.sqrt(2 / 3)), (10.0, 2.3), (100.0, 6.0)])
+def test_the_error_of_finer_steps(change: float, error: float) -> None:
+    """The formula, and what the steps say at most."""
+    found = error_of_finer_steps(torch.tensor([6.0], dtype=F64), torch.tensor([change], dtype=F64))
+    assert float(found) == pytest.approx(error, rel=1e-12)
 
 
 class Coarse(nn.Module):
