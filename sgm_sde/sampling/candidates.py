@@ -19,6 +19,7 @@ from sgm_sde.sampling.defaults import (
     settings,
     straight_adams,
     straight_settings,
+    tilted_settings,
     with_room,
 )
 from sgm_sde.schemes import DEIS, DPMSolver, RectifiedAdams, Rosenbrock, Solver, UniC, UniPC
@@ -63,6 +64,7 @@ def default_candidates(
     data_std: float = 1.0,
     coupled: bool = False,
     guided: bool = False,
+    tilted: bool = False,
     jumps: Sequence[float] = (),
 ) -> tuple[Setting, ...]:
     """Default candidates of `pilot` at a budget, those of all budgets if none is given.
@@ -78,6 +80,7 @@ def default_candidates(
         data_std: scale of the data, in whose units the candidates' own levels of noise are.
         coupled: whether they are for a flow of coupled pairs, whose defaults are then among them.
         guided: whether they are for a guided score, whose default is then among them.
+        tilted: whether they are for a score with an added gradient, whose default is then among them.
         jumps: noise levels at which the score jumps; the default for such a score is then among them.
 
     Raises:
@@ -89,7 +92,9 @@ def default_candidates(
     """
     jumps = levels_of("jumps", jumps)
     if nfe is None:
-        by_budget = (default_candidates(calls, data_std, coupled, guided, jumps) for calls in (SOME - 1, SOME, MANY))
+        by_budget = (
+            default_candidates(calls, data_std, coupled, guided, tilted, jumps) for calls in (SOME - 1, SOME, MANY)
+        )
         return tuple(dict.fromkeys(itertools.chain.from_iterable(by_budget)))
     nfe = check_integer("nfe", nfe)
     data = _Scaled(number("data_std", data_std, least=NARROWEST, most=WIDEST))
@@ -100,6 +105,8 @@ def default_candidates(
         found += straight_settings(data.std)
     if flag("guided", guided) or jumps:
         found += [*guided_settings(data.std), *(with_room(one, nfe) for one in guided_settings(data.std, jumps))]
+    if flag("tilted", tilted):
+        found += [with_room(one, nfe) for one in tilted_settings(data.std, jumps)]
     for solvers, rules in data.at(nfe):
         found += [Setting(solver, rule) for solver in solvers for rule in rules]
     return tuple(dict.fromkeys(found))

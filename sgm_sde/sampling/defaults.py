@@ -41,9 +41,12 @@ NO_SIGNAL_FAR_OUT = 60.0
 LINEAR_FAR_OUT = 20.0
 CENTRED_BELOW = 10.0  # where the network's data estimate tells the mean of the data, and not its own errors
 CENTRED_GUIDED = 3.0  # where guidance has no longer thrown it out of the data
+NO_SIGNAL_TILTED = 1.0  # an added gradient may be several times the noise, wherever there is little signal
 EVEN_DEEP = 70.0  # calls from which on steps where networks see nothing but noise are as long as others
 FEWEST_ENTRIES = 8  # of a table, below which its times alone are too few steps
 ANOTHER_SCALE = 1.01  # of states, between one entry of a table and the next
+TILTED_LAST = (12.0, 20.0, 30.0, 60.0)  # factors of the last level, from 6, 10, 16 and 30 calls on
+EVEN_TILTED = 40  # calls from which on steps are short enough for a corrector beside an added gradient
 FINAL_NODES = 3  # data estimates that a sample is made from below MANY calls
 # Where a process itself says that its data are not of about unit scale: factors between scale and noise levels.
 BELOW_START = 4.0
@@ -112,7 +115,7 @@ def adams_near_noise(
 
     Args:
         nodes: evaluations that a step uses.
-        corrector: evaluations that the corrector uses.
+        corrector: evaluations that the corrector uses; 0 for none.
         data_std: scale of the data, in whose units all levels of noise are.
         no_signal_above: see `schemes.Rosenbrock`; so is the next.
         linear_below: noise level below which polynomials are in about the noise level.
@@ -121,14 +124,14 @@ def adams_near_noise(
         final_nodes: evaluations that the sample is made from at the end; 0 to end in a state.
 
     Raises:
-        ValueError: for numbers of evaluations below 1, or a scale below 1e-6 or above 100 000.
+        ValueError: for fewer evaluations than 1, of a corrector than 0, or a scale below 1e-6 or above 100 000.
 
     Examples:
         >>> adams_near_noise(4, 4).name
         'rosenbrock4-log-signal-sigma0.7-above40-below5-cold-lowered-unic4'
     """
     nodes = check_integer("nodes", nodes)
-    corrector = check_integer("corrector", corrector)
+    corrector = check_integer("corrector", corrector, 0)
     data_std = number("data_std", data_std, least=NARROWEST, most=WIDEST)
 
     def scaled(option: str, level: float) -> float:
@@ -144,8 +147,9 @@ def adams_near_noise(
         start="cold",
         lower_final=flag("lower_final", lower_final),
     )
-    corrected = UniC(adams, nodes=corrector)
+    corrected = UniC(adams, nodes=corrector) if corrector else adams
     ending = f"-final{final_nodes}" if final_nodes else ""
+    assert isinstance(corrected, ExponentialAdams)
     return replace(corrected, final_nodes=final_nodes, name=corrected.name + ending)
 
 
@@ -205,6 +209,40 @@ def guided_settings(data_std: float = 1.0, jumps: Sequence[float] = ()) -> tuple
     else:
         chosen = [(low, replace(of_few, even=30.0)), (some, stiff), (many, replace(of_some, even=45.0))]
     return tuple(across(Setting(solver, grid), jumps) for solver, grid in chosen)
+
+
+def tilted_settings(data_std: float = 1.0, jumps: Sequence[float] = ()) -> tuple[Setting, ...]:
+    r"""The settings for scores with an added gradient on data of a scale, below 6 calls and from `TILTED_BOUNDS` on.
+
+    The gradient of a reward $r(x)$ does not fall with the signal. Of $-w|x|^2$ it adds $-2 w x$ to a score of $-x$: per
+    unit of $\log\alpha$ the flow draws states together by $e^{-2w}$, however small alpha is. Of steps of length h an
+    Euler step in the logarithm is stable up to $2 w h = 2$, one that is corrected through two evaluations up to 1, and
+    polynomials through more up to less. So it is the Euler step above sigma / alpha = 1, and DDIM's below, to a last
+    call at a level that falls as 1 / n; from 40 calls on, corrected.
+
+    Args:
+        data_std: the scale.
+        jumps: noise levels at which the score jumps.
+
+    Raises:
+        ValueError: for a scale below 1e-6 or above 100 000.
+
+    Examples:
+        >>> [setting.solver.corrector for setting in tilted_settings()]
+        [0, 0, 0, 0, 0, 2]
+    """
+    jumps = levels_of("jumps", jumps)
+    even = Thinned(even_deep=EVEN_DEEP, data_std=data_std, to_data=True, even=1.0)
+    grids = [replace(even, even=16.0), *(replace(even, last=last) for last in TILTED_LAST)]
+
+    euler, corrected = (
+        adams_near_noise(
+            1, corrector, data_std, no_signal_above=NO_SIGNAL_TILTED, lower_final=False, final_nodes=final_nodes
+        )
+        for corrector, final_nodes in ((0, 1), (2, FINAL_NODES))
+    )
+    chosen = [*(Setting(euler, grid) for grid in grids), Setting(corrected, replace(even, last=30.0))]
+    return tuple(across(setting, jumps) for setting in chosen)
 
 
 def _adams_far_out(nodes: int, data_std: float) -> ExponentialAdams:
@@ -287,9 +325,11 @@ def with_room(setting: Setting, nfe: int) -> Setting:
 
 SETTINGS = settings()
 GUIDED = guided_settings()
+TILTED = tilted_settings()
 BOUNDS = (FEW, SOME, MANY)
 STIFF = 11  # calls from which on guided scores are taken through two evaluations
 GUIDED_BOUNDS = (STIFF, MANY)
+TILTED_BOUNDS = (FEW, 10, SOME, MANY, EVEN_TILTED)
 
 
 def straight_adams(nodes: int, corrector: int | None = None) -> ExponentialAdams:
@@ -355,6 +395,7 @@ def default_setting(
     data_std: float | None = None,
     coupled: bool = False,
     guided: bool = False,
+    tilted: bool = False,
     jumps: Sequence[float] = (),
 ) -> Setting:
     """The solver and grid that `sample` takes when none is named, by the budget of network calls.
@@ -370,6 +411,10 @@ def default_setting(
     and from 11 calls on through two and three. Where the score jumps, at the ends of an interval of guidance, there are
     nodes, at which the method starts anew, and it goes through one up to 29 calls. Chosen on half of the cells of
     `python -m benchmarks.guided_defaults`.
+
+    Gradients of a function of x, a classifier or reward, make it stiff near pure noise as well: for a score that one
+    has been added to it is Euler's step in the logarithm of the noise level, and from 40 calls on corrected. Chosen on
+    half of the cells of `python -m benchmarks.rewards`.
 
     On a table whose states at one entry are of another scale than at the next, as NCSN's, the network is called at
     entries, and at the grid's end, up to three times for each (`Thinned(on_table=True)`): the budget, or `steps`, may
@@ -392,6 +437,7 @@ def default_setting(
             T. Where the data's own is below 0.2 or above 5, what is returned for it errs several times less.
         coupled: whether the network is a flow of coupled pairs of data and noise, as the score says.
         guided: whether guidance has changed the score, as the score says.
+        tilted: whether the gradient of a function has been added to it, as the score says.
         jumps: noise levels sigma / alpha at which the score jumps, as it says.
 
     Raises:
@@ -410,6 +456,7 @@ def default_setting(
     budget = 50 if nfe is None else check_integer("nfe", nfe)
     coupled = flag("coupled", coupled)
     guided = flag("guided", guided)
+    tilted = flag("tilted", tilted)
     jumps = levels_of("jumps", jumps)
     if data_std is not None:
         data_std = number("data_std", data_std, least=NARROWEST, most=WIDEST)
@@ -421,7 +468,7 @@ def default_setting(
     elif not has_scalar_marginal(sde):
         chosen = Setting("heun2")
     else:
-        chosen = with_room(_linear_setting(sde, budget, times, data_std, coupled, guided, jumps), budget)
+        chosen = with_room(_linear_setting(sde, budget, times, data_std, coupled, guided, tilted, jumps), budget)
         chosen = chosen if t_end is None else _to_a_given_end(chosen)
     return Setting(chosen.solver, chosen.grid, nfe)
 
@@ -433,6 +480,7 @@ def _linear_setting(
     data_std: float | None,
     coupled: bool,
     guided: bool,
+    tilted: bool,
     jumps: tuple[float, ...],
 ) -> Setting:
     """The setting for a process of noise levels, to an end that is not given."""
@@ -443,7 +491,7 @@ def _linear_setting(
     if coupled:
         few, more = straight_settings(data_std)
         return across(few if budget < OF_THREE else more, jumps)
-    setting = _by_budget(budget, data_std, guided, jumps)
+    setting = _by_budget(budget, data_std, guided, tilted, jumps)
     return on_table(setting) if _scales_of_a_table(sde) else setting
 
 
@@ -473,8 +521,11 @@ def _require_levels(sde: SDE, times: Sequence[float], options: Mapping[str, obje
         raise ValueError(f"{given} changes nothing for a run from or to t={t}, where log-SNR is infinite: leave it out")
 
 
-def _by_budget(budget: int, data_std: float, guided: bool, jumps: tuple[float, ...]) -> Setting:
+def _by_budget(budget: int, data_std: float, guided: bool, tilted: bool, jumps: tuple[float, ...]) -> Setting:
     """The setting for a budget, on data of a scale."""
+    if tilted:
+        by_budget = tilted_settings(data_std, jumps) if jumps or data_std != 1 else TILTED
+        return by_budget[bisect_right(TILTED_BOUNDS, budget)]
     if guided or jumps:
         by_budget = guided_settings(data_std, jumps) if jumps or data_std != 1 else GUIDED
         return by_budget[bisect_right(GUIDED_BOUNDS, budget)]

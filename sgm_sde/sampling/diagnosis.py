@@ -292,7 +292,8 @@ class Watch:
         guided: whether the solver moves states by more than network and noise, so that their sizes on the way say
             nothing: DPS goes up to a unit a step in what was measured, however small the noise. The start still counts.
         reach: how far it moves a sample at most, as a norm; infinite where that is not known.
-        density: whether the score is that of the process' marginals, and not guided.
+        density: whether the score is that of the process' marginals, and not guided: a reward at scale 1 is not known
+            from a likelihood, and pulls states as far out.
         lags: whether states may be far from the marginal of their time, as under few Langevin updates per level.
     """
 

@@ -573,6 +573,11 @@ class Classifier(GuidedScore):
         everywhere = self.scale == 1 and self.interval is None
         return (everywhere or self.scale == 0) and self.parts[0].is_density
 
+    @property
+    def tilted(self) -> bool:
+        """True if a gradient is added, here or in a part."""
+        return self._changes or super().tilted
+
     def network_evals(self, t: Tensor) -> int:
         """Samples that the score's network sees in a call at t (B,); those of the classifier are not counted."""
         return self.parts[0].network_evals(t)

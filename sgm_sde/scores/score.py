@@ -64,6 +64,7 @@ class Traits(TypedDict, total=False):
 
     coupled: bool
     guided: bool
+    tilted: bool
     jumps: tuple[float, ...]
 
 
@@ -164,6 +165,11 @@ class Score(Value, ReachesNetwork):
         return any(part.guided for part in self.parts)
 
     @property
+    def tilted(self) -> bool:
+        """True for a score that the gradient of a function of x has been added to, and what is made of one."""
+        return any(part.tilted for part in self.parts)
+
+    @property
     def jumps(self) -> tuple[float, ...]:
         """Noise levels sigma / alpha at which it is known to jump: the ends of intervals of guidance, falling."""
         found = {level for part in self.parts for level in part.jumps}
@@ -172,7 +178,7 @@ class Score(Value, ReachesNetwork):
     @property
     def traits(self) -> Traits:
         """Those that the default solver depends on."""
-        return {"coupled": self.coupled, "guided": self.guided, "jumps": self.jumps}
+        return {"coupled": self.coupled, "guided": self.guided, "tilted": self.tilted, "jumps": self.jumps}
 
     @property
     def null_label(self) -> object:

@@ -124,6 +124,20 @@ def test_strong_guidance_towards_other_modes_is_not_named(scale: float, options:
     assert sg.sample(guided, VP, (8, 64), seed=0, model_kwargs=kwargs, **options).status.ok
 
 
+@pytest.mark.parametrize("options", [{"nfe": 20}, {"nfe": 60}, {"solver": "unipc3", "nfe": 60}], ids=case_id)
+@pytest.mark.parametrize("weight", [3.0, 10.0])
+def test_rewards_at_the_scale_1_pull_states_far_out_and_are_not_named(weight: float, options: Any) -> None:
+    """Samples of the flow are right: three modes, drawn towards one side."""
+    modes = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.0, -1.0]]), 0.2)
+    score = sg.guidance.Classifier(modes.score(VP), lambda x, t: weight * x[:, 0], condition=())
+    x_T = VP.prior_sample((16, 2), seed=0)
+    exact = sg.sample(score, VP, x_T=x_T, solver="dpm++3m", grid="log-snr", nfe=200).x
+
+    result = sg.sample(score, VP, x_T=x_T, **options)
+    assert result.status.ok
+    assert float((result.x - exact).norm(dim=1).max()) < 0.1 * weight
+
+
 @pytest.mark.parametrize("solver", [None, "euler-maruyama", "dopri5"])
 @pytest.mark.parametrize(
     ("sde", "scale", "shown"),
