@@ -113,12 +113,12 @@ def test_class_proportions_and_laws() -> None:
         score,
         sde,
         (n, 2),
-        nfe=30,
+        nfe=40,
         seed=range(10_000, 10_000 + n),
         model_kwargs={"y": y},
         execution=DOUBLE,
     )
-    assert (res.nfe, res.network_evals) == (30, 30 * n)
+    assert (res.nfe, res.network_evals) == (40, 40 * n)
     component = MIXTURE.responsibilities(res.x).argmax(1)
     assert float(((component > 0) == y).double().mean()) > 0.995  # the classes overlap this little
     share = float((component[y == 1] == 2).double().mean())
