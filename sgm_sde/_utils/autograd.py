@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import Node, get_gradient_edge
 
-from sgm_sde._utils.tree import Path, map_leaves
+from sgm_sde._utils.tree import Path, each_leaf, map_leaves
 
 DONATED = "donated buffers"  # torch's words where the graph of a compiled function is to be used more than once
+
+OF_CONSTANTS = "One whose output is constant may add 0 * x"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -106,10 +110,100 @@ class _Repeating(torch.autograd.Function):
         return repeated_product(ctx.call, x, v), None, None
 
 
-def require_gradient(value: Tensor, what: str, hint: str) -> None:
-    """Raise ValueError unless the value has a graph."""
-    if not value.requires_grad:
+# Whether the call in progress is to be differentiated, as `enable_grad=True` says: then every network in it is asked.
+_asked: ContextVar[bool] = ContextVar("gradients asked for", default=False)
+
+
+@contextmanager
+def gradients(wanted: bool) -> Iterator[None]:
+    """Autograd on or off, and while it is on networks without gradients are refused by `require_asked`."""
+    before = _asked.set(wanted)
+    try:
+        with torch.set_grad_enabled(wanted):
+            yield
+    finally:
+        _asked.reset(before)
+
+
+def require_asked(call: Callable[[Tensor], Tensor], x: Tensor, output: Tensor, given: object, net: object) -> None:
+    """Raise ValueError for a network without the gradients that `enable_grad=True` asks for.
+
+    What solvers add to its output has a gradient in any case, and a wrong one without the network's.
+
+    Args:
+        call: the network as a function of the state.
+        x: its input (B, *).
+        output: its output there.
+        given: what it got besides.
+        net: the network, whose parameters may be what is asked for.
+    """
+    if not (_asked.get() and torch.is_grad_enabled()):
+        return
+    if x.requires_grad:
+        require_gradient(output, "the network", OF_CONSTANTS, call, x)
+
+    wanted = "its parameters" if isinstance(net, nn.Module) and _any(net.parameters()) else ""
+    if _any(leaf for _, leaf in each_leaf(given)):
+        wanted = "its conditions"
+    if wanted and not output.requires_grad:
         raise ValueError(
-            f"{what} gives no gradient with respect to x, which is needed here: it runs under no_grad, detaches its "
-            f"input or output, or takes a gradient itself without create_graph=True. {hint}"
+            f"the network gives no gradient with respect to {wanted}, which require grad under enable_grad=True: it "
+            f"runs under no_grad or inference_mode, or detaches its output. Take one that does not, or "
+            f"requires_grad_(False) of what is not to be differentiated"
         )
+
+
+def _any(values: Iterable[object]) -> bool:
+    """True if any of the values is a tensor that requires a gradient."""
+    return any(isinstance(value, Tensor) and value.requires_grad for value in values)
+
+
+def require_gradient(
+    value: Tensor,
+    what: str,
+    hint: str,
+    call: Callable[[Tensor], Tensor] | None = None,
+    x: Tensor | None = None,
+) -> None:
+    """Raise ValueError unless the value has a graph, and with it a gradient with respect to x.
+
+    A graph may be that of parameters alone, where the value does not depend on x, or x is detached on the way. Which of
+    both it is, another call tells.
+
+    Args:
+        value: a function's value.
+        what: the function, in the message.
+        hint: what may be done.
+        call: the function, of the input alone; without it any graph will do.
+        x: the input.
+    """
+    if value.requires_grad and (call is None or x is None or _reaches(value, x) or _is_constant(call, x, value)):
+        return
+    raise ValueError(
+        f"{what} gives no gradient with respect to x, which is needed here: it runs under no_grad or inference_mode, "
+        f"detaches its input or output, or takes a gradient itself without create_graph=True. {hint}"
+    )
+
+
+def _reaches(value: Tensor, x: Tensor) -> bool:
+    """True if x is in the graph of the value."""
+    if value.grad_fn is None:
+        return value is x
+
+    goal = get_gradient_edge(x).node
+    found: set[Node] = set()
+    ahead: list[Node] = [value.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is goal:
+            return True
+        following = {after for after, _ in node.next_functions if after is not None}
+        ahead.extend(following - found)
+        found |= following
+    return False
+
+
+def _is_constant(call: Callable[[Tensor], Tensor], x: Tensor, value: Tensor) -> bool:
+    """True if the function has this value at another x as well."""
+    with torch.no_grad():
+        return torch.equal(call(2 * x + 1), value)

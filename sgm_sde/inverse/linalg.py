@@ -10,6 +10,8 @@ from torch import Tensor
 from sgm_sde._utils.autograd import repeated_product, require_gradient, require_repeatable
 from sgm_sde._utils.shapes import dot, expand
 
+NOTHING = 16  # roundings: a part of a vector that is as small is one of them
+
 HINT = "DiffPIR and Replacement need none, LinearMap takes an adjoint="
 
 
@@ -37,7 +39,7 @@ class Linearised:
             # A copy, since the loop overwrites its states in place.
             self.x = x if self._outer and x.requires_grad else x.detach().clone().requires_grad_()
             self.output = call(self.x)
-        require_gradient(self.output, "the function", HINT)
+        require_gradient(self.output, "the function", HINT, call, self.x)
 
     @property
     def value(self) -> Tensor:
@@ -70,7 +72,8 @@ def conjugate_gradient(apply: Products, b: Tensor, iterations: int) -> Tensor:
     r"""$L M^{-1} b$ for a symmetric positive definite $M$, by conjugate gradients from 0.
 
     Each sample has its own step sizes, and all take the same number of steps: none waits for, or depends on, another.
-    A sample whose residual has vanished stays where it is.
+    A sample whose residual has vanished stays where it is, and what follows is no part of its derivatives: a direction
+    that is rounding has none.
 
     Args:
         apply: products with M and L.
@@ -84,27 +87,29 @@ def conjugate_gradient(apply: Products, b: Tensor, iterations: int) -> Tensor:
         tensor([[0.5000],
                 [2.0000]])
     """
-    r = p = b
+    size, r = _with_unit_length(b)
+    p = r
     square = dot(r, r)
-    negligible = torch.finfo(b.dtype).eps ** 2 * square
     solution = torch.zeros(())
     for _ in range(iterations):
+        moves = square > _negligible(b)
+        p = only_where(moves, p)
         Mp, Lp = apply(p)
-        a = ratio(torch.where(square > negligible, square, 0), dot(p, Mp))
+        a = ratio(only_where(moves, square), dot(p, Mp))
         solution = solution + expand(a, Lp) * Lp
         r = r - expand(a, Mp) * Mp
 
         before = square
         square = dot(r, r)
-        p = r + expand(ratio(square, before), p) * p
-    return solution
+        p = r + expand(ratio(square, only_where(moves, before)), p) * p
+    return expand(size, solution) * solution
 
 
 def conjugate_residual(apply: Products, b: Tensor, iterations: int) -> Tensor:
     r"""$L M^{-1} b$ for any $M$, by generalised conjugate residuals (GMRES in another form) from 0.
 
     The residual shrinks with every step, whatever M: no step goes far where M is not symmetric or not positive. Samples
-    by themselves, as with `conjugate_gradient`; keeps three vectors a step.
+    by themselves, and still where they have arrived, as with `conjugate_gradient`; keeps three vectors a step.
 
     Args:
         apply: products with M and L.
@@ -118,19 +123,23 @@ def conjugate_residual(apply: Products, b: Tensor, iterations: int) -> Tensor:
         tensor([[-0.5000],
                 [-2.0000]])
     """
-    r = b
+    size, r = _with_unit_length(b)
     solution = torch.zeros(())
-    negligible = torch.finfo(b.dtype).eps ** 2 * dot(b, b)
     directions: list[tuple[Tensor, Tensor]] = []
     for _ in range(iterations):
-        Mp, Lp = _orthogonal(*apply(r), directions)
+        r_moving = only_where(dot(r, r) > _negligible(b), r)
+        of_r, L_r = apply(r_moving)
+        Mp, Lp = _orthogonal(of_r, L_r, directions)
+
+        is_new = dot(Mp, Mp) > _negligible(b) * dot(of_r, of_r)
+        Mp = only_where(is_new, Mp)
+        Lp = only_where(is_new, Lp)
         directions.append((Mp, Lp))
 
-        moves = dot(r, r) > negligible
-        a = ratio(torch.where(moves, dot(r, Mp), 0), dot(Mp, Mp))
+        a = ratio(dot(r_moving, Mp), dot(Mp, Mp))
         solution = solution + expand(a, Lp) * Lp
         r = r - expand(a, Mp) * Mp
-    return solution
+    return expand(size, solution) * solution
 
 
 def _orthogonal(Mp: Tensor, Lp: Tensor, directions: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -140,6 +149,27 @@ def _orthogonal(Mp: Tensor, Lp: Tensor, directions: list[tuple[Tensor, Tensor]])
         Mp = Mp - expand(along, Mq) * Mq
         Lp = Lp - expand(along, Lq) * Lq
     return Mp, Lp
+
+
+def _with_unit_length(b: Tensor) -> tuple[Tensor, Tensor]:
+    """The lengths (B,) of b (B, *), 1 of zeros, and b divided by them.
+
+    The solution is as long as b, and the lengths of residuals do not leave the range of numbers, squared or inverted.
+    """
+    length = dot(b, b).detach().sqrt()
+    size = torch.where(length > 0, length, 1)
+    return size, b / expand(size, b)
+
+
+def _negligible(b: Tensor) -> float:
+    """The square of a length that is rounding, beside 1."""
+    return float((NOTHING * torch.finfo(b.dtype).eps) ** 2)
+
+
+def only_where(kept: Tensor, value: Tensor) -> Tensor:
+    """The value (B, *) of some samples (B,), zeros for the others: no derivative goes through those."""
+    ones = [1] * (value.ndim - 1)
+    return torch.where(kept.reshape(-1, *ones), value, 0)
 
 
 def ratio(a: Tensor, c: Tensor) -> Tensor:

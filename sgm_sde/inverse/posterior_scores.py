@@ -139,9 +139,12 @@ class PosteriorScore(Score, ABC):
         sigma = expand(sde.sigma(t), x)
 
         def denoiser(x: Tensor) -> Tensor:
-            out = self.score.output(x, t, **kwargs)
+            def network(x: Tensor) -> Tensor:
+                return self.score.output(x, t, **kwargs)
+
+            out = network(x)
             if x.requires_grad:  # what the conversion adds has a gradient in any case
-                require_gradient(out, "the network", HINT)
+                require_gradient(out, "the network", HINT, network, x)
             return self.score.convert("data", x, t, out)
 
         return self.posterior_mean(denoiser, x, alpha, sigma)
@@ -342,7 +345,7 @@ class MMPS(PosteriorScore):
 
         v = VAp - expand(c, Ap) * Ap
         v_square = dot(v, v)
-        length = v_square.sqrt()
+        length = torch.where(v_square > 0, v_square, 1).sqrt()  # which has a derivative
         unit = expand(ratio(torch.ones_like(c), length), v) * v
 
         # V is a difference of numbers of the noise's size: its rounding is no sign of anything.

@@ -21,6 +21,7 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
+from sgm_sde._utils.autograd import gradients
 from sgm_sde._utils.checks import FAR, described, number, one_of, range_of, table_size
 from sgm_sde._utils.elsewhere import OF_BOUNDS, named_elsewhere
 from sgm_sde._utils.shapes import expand, flat
@@ -127,7 +128,7 @@ def elbo(
 
     errors = []
     terms = []
-    with torch.set_grad_enabled(enable_grad):
+    with gradients(enable_grad):
         for i in range(n_times):
             u = draws.uniform()
             if stratified:
@@ -304,7 +305,7 @@ def ddpm_bound(
     learned = _learned(score, variance)
     ladder = _Ladder(sde, model, draws, variance, learned, clip)
 
-    with torch.set_grad_enabled(enable_grad):
+    with gradients(enable_grad):
         drawn = ladder.terms(repeats)
         stacked = drawn.mean(2)
         std_of_last = partial(ladder.std, 0)

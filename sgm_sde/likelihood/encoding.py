@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.autograd import outside_inference_mode
+from sgm_sde._utils.autograd import gradients, outside_inference_mode
 from sgm_sde._utils.checks import described, flag, not_finite, number, require_floating
 from sgm_sde._utils.elsewhere import OF_FLOWS, named_elsewhere
 from sgm_sde._utils.shapes import flat
@@ -157,7 +157,7 @@ def _with_density(
     model = TraceScore(score, sde, (eps, sde.T), model_kwargs, len(z))
     problem = Problem(model, state, eps, estimate, to_noise=False, prior_std=sde.prior_std)
     steps = method.steps_on(problem)
-    with torch.set_grad_enabled(grad):
+    with gradients(grad):
         found, _ = on_grid(problem, steps, method.data_std)
         value = sde.prior_log_prob(state) - found.volume
     check_finite(value, "the log-likelihood")
@@ -200,7 +200,7 @@ def _carry(
     model = TraceScore(score, sde, (eps, sde.T), model_kwargs, len(x))
     problem = Problem(model, state, eps, to_noise=to_noise)
 
-    with torch.set_grad_enabled(grad):
+    with gradients(grad):
         found = method.carry(problem)
     check_finite(found.x, "the other end", partial(method.again, problem))
     cast = found.x.to(x.dtype)

@@ -18,10 +18,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from sgm_sde._utils.autograd import outside_inference_mode
+from sgm_sde._utils.autograd import gradients, outside_inference_mode
 from sgm_sde._utils.checks import described, keywords, known_arguments, one_of, require_function
 from sgm_sde._utils.elsewhere import OF_DENSITIES, named_elsewhere
 from sgm_sde._utils.tree import Conditions, Path
@@ -140,7 +139,7 @@ def log_prob(
     how, pilot = chosen_trace(resolve_trace(trace, state), score, sde, state, eps, method, model_kwargs)
     asked = _Question(score, sde, eps, method, how, prior, decoder)
     parts = _parts(score, state, seeds, model_kwargs, batch_size)
-    with torch.set_grad_enabled(enable_grad):
+    with gradients(enable_grad):
         results = [asked.solved(*part) for part in parts]
 
     result = with_pilot(joined(results), pilot)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.autograd import repeating, require_gradient, require_repeatable
+from sgm_sde._utils.autograd import OF_CONSTANTS, repeating, require_gradient, require_repeatable
 from sgm_sde._utils.checks import one_of
 from sgm_sde._utils.shapes import dot, flat
 from sgm_sde._utils.tree import Conditions
@@ -101,6 +101,11 @@ class TraceScore(BoundScore):
         """The network's output at x (B, *) and t (B,), of all samples or of those of the numbers `rows`."""
         return self._call(x, t, None if rows is None else self.of_some(rows, self.batch))
 
+    def _uncounted(self, t: Tensor, rows: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """The network's output at t (B,) as a function of the state."""
+        given = self.kwargs if rows is None else self.of_some(rows, self.batch)
+        return lambda x: self.score.output(x, t, **given)
+
     def with_trace(
         self,
         x: Tensor,
@@ -125,9 +130,9 @@ class TraceScore(BoundScore):
             x = x if keep and x.requires_grad else x.detach().requires_grad_()
             output = self.output(x, t, rows)
             # What is made of it has a gradient in any case.
-            require_gradient(output, "the network", "One whose output is constant may add 0 * x")
-
             call = partial(self.output, t=t, rows=rows)
+            first = self.nfe == 1  # the graph is not looked through at each call
+            require_gradient(output, "the network", OF_CONSTANTS, self._uncounted(t, rows) if first else None, x)
             if self._repeats:
                 output = repeating(call, x, output)
             out = of(x, output)

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
-from sgm_sde._utils.autograd import outside_inference_mode
+from sgm_sde._utils.autograd import gradients, outside_inference_mode
 from sgm_sde._utils.checks import arguments, described, instance_of, one_of
 from sgm_sde._utils.elsewhere import (
     BOUNDS,
@@ -238,7 +237,7 @@ def sample(
     if job.position is not None and job.program is not None and missing(model.plan(job.program), job.position):
         job = job.without_history()
 
-    with torch.set_grad_enabled(execution.enable_grad):
+    with gradients(execution.enable_grad):
         if job.program is None:
             result, category = run_adaptive(job, model, nfe, steps, recorded, execution)
         else:
@@ -310,7 +309,7 @@ def _with_log_prob(
     along.require_flow(job.sde, job.solver, job.name, job.program, job.grid.times, by_rule)
     sde = job.sde
     assert job.program is not None and has_scalar_marginal(sde)
-    with torch.set_grad_enabled(enable_grad):
+    with gradients(enable_grad):
         x_T = job.states(slice(None))
         watch = job.watch(score, x_T)
         x, found = along.draw_with_log_prob(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor, nn
 
+from sgm_sde._utils.autograd import require_asked
 from sgm_sde._utils.checks import (
     described,
     flag,
@@ -273,6 +274,9 @@ class Score(Value, ReachesNetwork):
                 "the network changed its input in place, which is the state of the run: let it work on x.clone(), and "
                 "give a first nn.ReLU no inplace=True"
             )
+
+        state, *label = inputs
+        require_asked(lambda x: self.net(x, *label, **kwargs), state, out, kwargs, self.net)
         return out
 
     def _inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -365,3 +365,57 @@ def test_a_sample_without_a_measurement(operator: inverse.Mask) -> None:
     score = inverse.DiffPIR(MODES.score(VP), inverse.Measurement(operator, OWN[:5], 0.3))
     with pytest.raises(ValueError, match=r"(y|the mask) has 5 rows, and none for the sample of number \d"):
         sg.sample(score, VP, (9, 2), nfe=6, seed=0, execution=sg.Execution(batch_size=4))
+
+
+# --- derivatives, and densities by them
+
+IN_SPACE = sg.oracles.Gaussian(
+    torch.tensor([0.5, -1.0, 0.2], dtype=F64),
+    torch.tensor([[1.0, 0.6, 0.2], [0.6, 0.8, 0.0], [0.2, 0.0, 0.5]], dtype=F64),
+)
+TWO_SEEN = inverse.Measurement(inverse.Mask(torch.tensor([True, True, False])), torch.tensor([1.0, 0.0, 0.0]), std=0.3)
+POSTERIOR = inverse.posterior(IN_SPACE, TWO_SEEN)
+ROUNDING = {torch.float32: 1e-4, F64: 1e-11}
+
+
+def jacobian(score: sg.Score, x: Tensor, t: float) -> Tensor:
+    """The derivative (B, d, d) of the denoised data."""
+    return torch.stack([torch.autograd.functional.jacobian(lambda row: score.denoised(row[None], t)[0], r) for r in x])
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("linear_solver", ["gcr", "cg"])
+@pytest.mark.parametrize("iterations", [2, 3, 12])
+@pytest.mark.parametrize("level", [0.01, 0.13, 2.0, 70.0])
+def test_steps_after_the_last_one_have_no_derivative(
+    iterations: int, linear_solver: str, level: float, dtype: torch.dtype
+) -> None:
+    """Two measured numbers take two steps; what further ones would be is rounding, whose derivative has no bound."""
+    score = inverse.MMPS(IN_SPACE.score(sg.EDMSDE()), TWO_SEEN, iterations, linear_solver)
+    x = POSTERIOR.sample(3, sg.EDMSDE(), level, seed=0).to(dtype)
+    found = jacobian(score, x, level)
+    torch.testing.assert_close(
+        found.double(), jacobian(POSTERIOR.score(sg.EDMSDE()), x.double(), level), rtol=0, atol=ROUNDING[dtype]
+    )
+
+
+@pytest.mark.parametrize("method", [inverse.MMPS, inverse.PiGDM])
+def test_independent_data_have_derivatives(method: type[inverse.PosteriorScore]) -> None:
+    """Their covariance leaves no part across the measurement, whose length is 0."""
+    data = sg.oracles.Gaussian(torch.zeros(3, dtype=F64), 1.0)
+    found = jacobian(method(data.score(sg.EDMSDE()), TWO_SEEN), normal(3, 3), 0.5)
+    exact = jacobian(inverse.posterior(data, TWO_SEEN).score(sg.EDMSDE()), normal(3, 3), 0.5)
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("sde", [VP, sg.EDMSDE()], ids=["vp", "edm"])
+def test_densities_are_those_of_the_posterior(sde: sg.LinearSDE, dtype: torch.dtype) -> None:
+    x = torch.tensor([[1.0, 0.0, 0.3], [0.5, 0.4, -0.6]], dtype=dtype)
+    eps = float(sde.time_of_noise_level(torch.tensor(0.1, dtype=F64)))
+    options = {"trace": "exact", "eps": eps, "method": FixedGrid(16)}
+    found = sg.log_prob(inverse.MMPS(IN_SPACE.score(sde), TWO_SEEN), sde, x, **options).value
+    torch.testing.assert_close(
+        found.double(), sg.log_prob(POSTERIOR.score(sde), sde, x.double(), **options).value, rtol=0, atol=1e-3
+    )
+    torch.testing.assert_close(found.double(), POSTERIOR.log_prob(x.double(), sde, eps), rtol=0, atol=0.2)

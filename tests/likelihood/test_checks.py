@@ -28,6 +28,7 @@ SCORE = GAUSSIAN.score(VP)
 
 
 X = torch.zeros(2, 2, dtype=F64)
+WEIGHT = torch.ones((), dtype=F64, requires_grad=True)  # by which there is a gradient
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,7 @@ X = torch.zeros(2, 2, dtype=F64)
         ({"prior": lambda z: z.sum(1) * math.nan}, ValueError, "the prior's log-density of sample 0 is nan"),
         ({"score_fn": lambda x, t: torch.zeros_like(x)}, ValueError, "gives no gradient with respect to x"),
         ({"score_fn": lambda x, t: -x.detach()}, ValueError, "gives no gradient .* One whose output is constant"),
+        ({"score_fn": lambda x, t: -WEIGHT * x.detach()}, ValueError, "gives no gradient with respect to x"),
         ({"method": "rk45-scipy", "score_fn": lambda x, t: x * math.nan}, ValueError, "at t=1e-05 in samples 0, 1"),
         (
             {"method": "rk45-scipy", "score_fn": lambda x, t: -x + (x - x.detach()).abs().sqrt()},

@@ -1283,6 +1283,87 @@ def test_networks_return_floating_point_numbers(dtype: torch.dtype) -> None:
         sg.sample(lambda x, t, dtype=dtype: x.to(dtype), VP, (2, 2), nfe=3, seed=0)
 
 
+UNTRACED: dict[str, Callable[[nn.Module], Callable[..., Tensor]]] = {
+    "no_grad": lambda net: torch.no_grad()(lambda x, t: net(x, t)),
+    "inference": lambda net: torch.inference_mode()(lambda x, t: net(x, t)),
+    "detached input": lambda net: lambda x, t: net(x.detach(), t),
+    "detached output": lambda net: lambda x, t: net(x, t).detach(),
+}
+DIFFERENTIATED = {
+    "grid": lambda score, x: sg.sample(score, VP, x_T=x, nfe=4, execution=sg.Execution(enable_grad=True)),
+    "adaptive": lambda score, x: sg.sample(
+        score, VP, x_T=x, solver="bosh3", nfe=30, execution=sg.Execution(enable_grad=True)
+    ),
+    "encode": lambda score, x: sg.encode(score, VP, x, enable_grad=True),
+    "decode": lambda score, x: sg.decode(score, VP, x, enable_grad=True),
+    "auto": lambda score, x: sg.sample(
+        sg.guidance.Auto(sg.from_noise(TinyNet(), VP), score, 2.0),
+        VP,
+        x_T=x,
+        nfe=4,
+        execution=sg.Execution(enable_grad=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("run", DIFFERENTIATED)
+@pytest.mark.parametrize("kind", UNTRACED)
+def test_networks_without_gradients_are_refused_where_they_are_asked_for(kind: str, run: str) -> None:
+    """What solvers add to the output has a gradient in any case, and a wrong one."""
+    x_T = torch.ones(2, 3, dtype=F64, requires_grad=True)
+    with pytest.raises(ValueError, match="the network gives no gradient with respect to x, which is needed here"):
+        DIFFERENTIATED[run](sg.from_noise(UNTRACED[kind](TinyNet()), VP), x_T)
+
+
+@pytest.mark.parametrize("kind", UNTRACED)
+def test_networks_without_gradients_run_where_none_is_asked_for(kind: str) -> None:
+    x_T = torch.ones(2, 3, dtype=F64)
+    net = TinyNet()
+    found = run(x_T=x_T, score_fn=sg.from_noise(UNTRACED[kind](net), VP))
+    assert torch.equal(found.x, run(x_T=x_T, score_fn=sg.from_noise(net, VP)).x)
+
+
+class Untraced(TinyNet):
+    @torch.no_grad()
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return super().forward(x, t)
+
+
+def test_parameters_and_conditions_without_gradients_are_refused() -> None:
+    """Without x_T's gradient, too."""
+    options: dict[str, Any] = {"nfe": 3, "seed": 0, "execution": sg.Execution(enable_grad=True, dtype=F64)}
+    net = Untraced()
+    with pytest.raises(ValueError, match="no gradient with respect to its parameters, which require grad"):
+        sg.sample(sg.from_noise(net, VP), VP, (2, 3), **options)
+    net.requires_grad_(False)
+    assert not sg.sample(sg.from_noise(net, VP), VP, (2, 3), **options).x.requires_grad
+
+    score = sg.from_noise(lambda x, t, c: net(x, t) + c.detach(), VP)
+    c = torch.zeros(2, 3, dtype=F64, requires_grad=True)
+    with pytest.raises(ValueError, match="no gradient with respect to its conditions, which require grad"):
+        sg.sample(score, VP, (2, 3), model_kwargs={"c": c}, **options)
+
+
+class OfTime(TinyNet):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.weight * t[:, None]
+
+
+def test_networks_that_do_not_depend_on_the_state_have_gradients() -> None:
+    """By their parameters; the state's is that of the steps alone."""
+    net = OfTime()
+    x_T = torch.ones(2, 3, dtype=F64, requires_grad=True)
+    options: dict[str, Any] = {"solver": "ddim", "steps": 4, "final": "none"}
+    x = sg.sample(sg.from_noise(net, VP), VP, x_T=x_T, execution=sg.Execution(enable_grad=True), **options).x
+    by_x, by_weight = torch.autograd.grad(x.sum(), (x_T, net.weight))
+    with torch.no_grad():
+        moved = sg.sample(sg.from_noise(net, VP), VP, x_T=x_T + 1, **options).x - x
+        net.weight += 1
+        turned = sg.sample(sg.from_noise(net, VP), VP, x_T=x_T, **options).x - x
+    torch.testing.assert_close(by_x, moved, rtol=1e-8, atol=0)
+    torch.testing.assert_close(by_weight.sum(), turned.sum(), rtol=1e-8, atol=0)
+
+
 def test_gradients_asked_for_in_inference_mode() -> None:
     """`enable_grad=True` means what it says there, too."""
     weight = torch.tensor(1.0, requires_grad=True)
