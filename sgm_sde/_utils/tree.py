@@ -12,6 +12,7 @@ from torch import Tensor
 Path = tuple[str | int, ...]
 Conditions: TypeAlias = Mapping[str, object]  # arguments of the network besides x and t, by name
 Arguments: TypeAlias = dict[str, object]  # a copy of them that may be changed
+Leaves: TypeAlias = tuple[type, ...] | Callable[[object], bool]
 
 
 def children(value: object) -> dict[str | int, object] | None:
@@ -46,15 +47,15 @@ def with_parts(value: object, parts: Mapping[str | int, object]) -> object:
 def map_leaves(
     change: Callable[[Path, object], object],
     value: Arguments,
-    leaves: tuple[type, ...] = (Tensor,),
+    leaves: Leaves = (Tensor,),
     path: Path = (),
 ) -> Arguments: ...
 @overload
 def map_leaves(
-    change: Callable[[Path, object], object], value: object, leaves: tuple[type, ...] = (Tensor,), path: Path = ()
+    change: Callable[[Path, object], object], value: object, leaves: Leaves = (Tensor,), path: Path = ()
 ) -> object: ...
 def map_leaves(
-    change: Callable[[Path, object], object], value: object, leaves: tuple[type, ...] = (Tensor,), path: Path = ()
+    change: Callable[[Path, object], object], value: object, leaves: Leaves = (Tensor,), path: Path = ()
 ) -> object:
     """The value with each leaf replaced by `change(path, leaf)`.
 
@@ -63,16 +64,18 @@ def map_leaves(
     Args:
         change: called with the path to a leaf, a tuple of names and numbers, and the leaf.
         value: a leaf, or nested mappings, lists, tuples and dataclasses of leaves.
-        leaves: types that are leaves though they may be containers.
+        leaves: types that are leaves though they may be containers, or what tells it.
         path: to the value.
 
     Examples:
         >>> map_leaves(lambda path, leaf: leaf + 1 if path[-1] == "b" else leaf, {"a": [1, {"b": 2}], "c": None})
         {'a': [1, {'b': 3}], 'c': None}
     """
-    parts = None if isinstance(value, leaves) else children(value)
+    is_leaf = leaves(value) if callable(leaves) else isinstance(value, leaves)
+    parts = None if is_leaf else children(value)
     if parts is None:
         return change(path, value)
+
     changed = {name: map_leaves(change, part, leaves, (*path, name)) for name, part in parts.items()}
     return value if all(changed[name] is parts[name] for name in parts) else with_parts(value, changed)
 

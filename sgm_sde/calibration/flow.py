@@ -21,7 +21,7 @@ from sgm_sde.grids import PUREST, UNBOUNDED
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling.planning import plan
 from sgm_sde.sampling.trials import REFERENCE
-from sgm_sde.scores.conditions import map_rows, resolve
+from sgm_sde.scores.conditions import resolve, rows_at
 from sgm_sde.scores.model import BoundScore, checked_conversion
 from sgm_sde.scores.score import Score
 
@@ -182,7 +182,7 @@ class Flow:
         if not self.resolved:
             return {}
         index = self.numbers[samples] % self.given
-        return map_rows(lambda _, rows: rows[index.to(rows.device)], self.resolved)
+        return rows_at(self.resolved, index)
 
     def data(self, y: Tensor, log_levels: Sequence[float], samples: range) -> Tensor:
         """The data estimated at states y (P, n, d) of n samples, each of the P groups at its own level."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from sgm_sde._utils.autograd import gradients, outside_inference_mode
 from sgm_sde._utils.checks import described, keywords, known_arguments, one_of, require_function
 from sgm_sde._utils.elsewhere import OF_DENSITIES, named_elsewhere
-from sgm_sde._utils.tree import Conditions, Path
+from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood.checks import (
@@ -51,7 +51,7 @@ from sgm_sde.likelihood.trace import BASES, TraceScore
 from sgm_sde.processes.base import has_matrix_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
-from sgm_sde.scores.conditions import map_rows, resolve
+from sgm_sde.scores.conditions import resolve, rows_at
 from sgm_sde.scores.score import Score, as_density
 
 
@@ -229,12 +229,8 @@ def _parts(
     parts: list[tuple[int, Tensor, SampleSeeds, Conditions | None]] = []
     for first in range(0, len(x), batch_size):
         rows = slice(first, first + batch_size)
-        parts.append((first, x[rows], seeds[rows], map_rows(partial(_rows, rows), marked)))
+        parts.append((first, x[rows], seeds[rows], rows_at(marked, rows)))
     return parts
-
-
-def _rows(rows: slice, _: Path, value: Tensor) -> Tensor:
-    return value[rows]
 
 
 def with_pilot(result: LogProbResult, pilot: ProbeTrial | None) -> LogProbResult:

@@ -14,7 +14,7 @@ from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.parallel import Frozen, Rows, picard
 from sgm_sde.engine.program import Program
 from sgm_sde.processes.base import has_scalar_marginal
-from sgm_sde.scores.conditions import map_rows, resolve
+from sgm_sde.scores.conditions import resolve, rows_at
 from sgm_sde.scores.model import BoundScore, checked_conversion
 
 
@@ -62,7 +62,7 @@ def run_in_parallel(
 
     def outputs(rows: Rows, states: Tensor) -> Tensor:
         index = torch.cat([some for _, some in rows])
-        model.kwargs = map_rows(lambda _, values: values[index.to(values.device)], arguments)
+        model.kwargs = rows_at(arguments, index)
         return model.evaluate(states, torch.cat([at[k][: len(some)] for k, some in rows]))
 
     def on_evaluation(k: int, state: Tensor, kept: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sgm_sde.engine.executor import Position
 from sgm_sde.sampling.diagnosis import Watch
-from sgm_sde.scores.conditions import map_rows
+from sgm_sde.scores.conditions import rows_at
 from sgm_sde.scores.model import BoundScore
 
 WATCHED = 2**16  # samples that are looked at together
@@ -59,14 +59,9 @@ def models_of(model: BoundScore, parts: Sequence[slice], batch: int) -> Iterator
         return
     resolved = model.resolved(batch, called=parts[0].stop - parts[0].start)
     for at in parts:
-        part = model.with_kwargs(_of_part(resolved, at))
+        part = model.with_kwargs(rows_at(resolved, at))
         part.rows = range(at.start, at.stop)
         yield part
-
-
-def _of_part(resolved: Mapping[str, object], at: slice) -> dict[str, object]:
-    """The arguments of some of the samples."""
-    return map_rows(lambda _, rows: rows[at], resolved)
 
 
 class Joined:

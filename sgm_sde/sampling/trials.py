@@ -34,7 +34,7 @@ from sgm_sde.sampling.sampler import sample
 from sgm_sde.sampling.statuses import NonFiniteWarning
 from sgm_sde.schemes import Solver
 from sgm_sde.schemes.base import called
-from sgm_sde.scores.conditions import AmbiguousArgument, map_rows, resolve
+from sgm_sde.scores.conditions import AmbiguousArgument, resolve, rows_at
 from sgm_sde.scores.score import Score, as_score
 
 if TYPE_CHECKING:
@@ -503,7 +503,7 @@ class Race:
         kwargs = self.kwargs
         if noises - first < self.batch:
             assert self.resolved is not None
-            kwargs = map_rows(lambda _, rows: rows[some], self.resolved)
+            kwargs = rows_at(self.resolved, some)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a candidate that fails has an infinite error
             run = sample(

@@ -12,6 +12,8 @@ entries looks like ten labels. So the roles are what the caller says:
 | of another length than the batch, and than a call              | as the same for all               |
 | else                                                           | as an error, where it matters     |
 
+So are NumPy arrays, and lists and tuples without tensors in them, such as prompts: an entry is a row.
+
 Conditions may be nested: mappings, lists, tuples and dataclasses are walked, and a mark holds for all in it.
 """
 
@@ -20,13 +22,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from numbers import Number
-from typing import NamedTuple, overload
+from typing import NamedTuple, TypeAlias, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import described
 from sgm_sde._utils.tree import Arguments, Conditions, Path, children, each_leaf, map_leaves, shown, with_parts
+
+Rows: TypeAlias = Tensor | np.ndarray | list[object] | tuple[object, ...]  # an argument that may have one per sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +39,10 @@ class Mark:
     """Role of a network argument in a batch.
 
     Args:
-        value: a tensor, or nested mappings, sequences and dataclasses of tensors.
+        value: a tensor, a NumPy array, a list, or nested mappings, sequences and dataclasses of them.
 
     Raises:
-        TypeError: for a value without a tensor in it.
+        TypeError: for a value without any of them in it.
     """
 
     value: object
@@ -45,9 +50,9 @@ class Mark:
     def __post_init__(self) -> None:
         if isinstance(self.value, Mark):
             raise TypeError(f"{type(self).__name__} takes what is to be marked, got another mark: {self.value!r}")
-        if not any(isinstance(leaf, Tensor) for _, leaf in each_leaf(self.value)):
+        if not each_rows(self.value):
             raise TypeError(
-                f"{type(self).__name__} takes a tensor, or a mapping or sequence of tensors, got "
+                f"{type(self).__name__} takes a tensor, an array or a list, or a mapping or sequence of them, got "
                 f"{described(self.value)}"
             )
 
@@ -56,11 +61,13 @@ class PerSample(Mark):
     """An argument of the network with one row for each sample, (B, *).
 
     Args:
-        value: a tensor, or nested mappings, sequences and dataclasses of tensors, each of B rows.
+        value: a tensor, a NumPy array or a list, such as prompts, or nested mappings, sequences and dataclasses of
+            them, each of B rows. A list with tensors in it is a sequence of tensors; one within something that is
+            marked, and of another length, is no row of it.
 
     Raises:
-        TypeError: for a value without a tensor in it.
-        ValueError: at a call, where a tensor in it has another number of rows than there are samples.
+        TypeError: for a value without any of them in it.
+        ValueError: at a call, where one in it has another number of rows than there are samples.
 
     Examples:
         >>> import torch
@@ -77,10 +84,10 @@ class Shared(Mark):
     """An argument of the network that is the same for all samples, though its length may be that of a batch.
 
     Args:
-        value: a tensor, or nested mappings, sequences and dataclasses of tensors.
+        value: a tensor, a NumPy array or a list, or nested mappings, sequences and dataclasses of them.
 
     Raises:
-        TypeError: for a value without a tensor in it.
+        TypeError: for a value without any of them in it.
 
     Examples:
         >>> import torch
@@ -91,6 +98,50 @@ class Shared(Mark):
 
 class AmbiguousArgument(ValueError):
     """An argument of the network of which nothing says whether it has one row per sample or is the same for all."""
+
+
+def is_rows(value: object) -> bool:
+    """True for a tensor or array of any dimension, and a list or tuple that is no sequence of these.
+
+    Examples:
+        >>> is_rows(["a cat", "a dog"]), is_rows([torch.zeros(2), torch.zeros(3)]), is_rows("a cat")
+        (True, False, False)
+    """
+    if isinstance(value, Tensor | np.ndarray):
+        return value.ndim > 0
+    named = hasattr(value, "_fields")
+    return isinstance(value, list | tuple) and bool(value) and not named and not _holds_arrays(value)
+
+
+def _holds_arrays(value: object) -> bool:
+    """True if something in a value is a tensor, an array or marked."""
+    if isinstance(value, Tensor | np.ndarray | Mark):
+        return True
+    parts = children(value)
+    return parts is not None and any(map(_holds_arrays, parts.values()))
+
+
+def is_leaf(value: object) -> bool:
+    """True for what has one role in a batch."""
+    return isinstance(value, Tensor | Mark) or is_rows(value)
+
+
+def each_rows(value: object) -> dict[Path, Rows]:
+    """The tensors, arrays and lists in a value without marks, each with its path."""
+    found: dict[Path, Rows] = {}
+
+    def look(path: Path, leaf: object) -> object:
+        if isinstance(leaf, Tensor | np.ndarray | list | tuple) and is_leaf(leaf):
+            found[path] = leaf
+        return leaf
+
+    map_leaves(look, value, is_leaf)
+    return found
+
+
+def count_of(value: object) -> int | None:
+    """Number of rows of a tensor, array or list; None for what has none."""
+    return len(value) if isinstance(value, Tensor | np.ndarray | list | tuple) and is_rows(value) else None
 
 
 LEAVES = (Tensor, Mark)
@@ -117,12 +168,16 @@ class Numbers(NamedTuple):
         return Numbers(given[:, 0], int(given[0, 1]))
 
 
-def rows_for(name: str, value: Tensor, numbers: Numbers | None, batch: int) -> Tensor:
-    """The rows for a call's samples of a tensor that a score keeps, with one row for each of the run's.
+@overload
+def rows_for(name: str, value: Tensor, numbers: Numbers | None, batch: int) -> Tensor: ...
+@overload
+def rows_for(name: str, value: list[object], numbers: Numbers | None, batch: int) -> list[object]: ...
+def rows_for(name: str, value: Tensor | list[object], numbers: Numbers | None, batch: int) -> Rows:
+    """The rows for a call's samples of what a score keeps, with one row for each of the run's.
 
     Args:
-        name: of the tensor, in messages.
-        value: the tensor (B, *).
+        name: in messages.
+        value: a tensor (B, *) or a list.
         numbers: of the samples; None for all.
         batch: number of samples of the call.
 
@@ -130,10 +185,11 @@ def rows_for(name: str, value: Tensor, numbers: Numbers | None, batch: int) -> T
         ValueError: for another number of rows than the run has samples.
     """
     total = batch if numbers is None else numbers.total
-    if value.ndim == 0 or len(value) != total:
-        given = f"{len(value)} rows" if value.ndim else "no rows"
+    count = count_of(value)
+    if count != total:
+        given = "no rows" if count is None else f"{count} rows"
         raise ValueError(f"{name} has {given}: expected one for each of {total} samples")
-    return value if numbers is None else value[numbers.of_each.to(value.device)]
+    return value if numbers is None else _taken(value, numbers.of_each)
 
 
 @overload
@@ -188,30 +244,30 @@ def resolve(kwargs: Conditions, batch: int, named: Collection[Path] = (), called
     def mark(path: Path, leaf: object) -> object:
         if isinstance(leaf, Mark):
             return _marked(path, leaf, batch)
-        if not isinstance(leaf, Tensor):
-            return leaf
-        if leaf.ndim == 0:
-            return Shared(leaf)
+        count = count_of(leaf)
+        if count is None:
+            return Shared(leaf) if isinstance(leaf, Tensor) else leaf
 
         name = shown(path)
-        if len(leaf) == called and called not in (1, batch):
+        given = f"shape {tuple(leaf.shape)}" if isinstance(leaf, Tensor | np.ndarray) else f"{count} entries"
+        if count == called and called not in (1, batch):
             raise AmbiguousArgument(
-                f"the argument {name!r} of shape {tuple(leaf.shape)} "
+                f"the argument {name!r} of {given} "
                 f"has as many rows as the network gets in one call, {called}, and there are {batch} samples: "
                 f"pass sg.PerSample({name}) of {batch} rows, one for each sample, "
                 f"or sg.Shared({name}) for the same to all"
             )
-        if len(leaf) != batch:
+        if count != batch:
             return Shared(leaf)
         if is_named(path, named):
             return PerSample(leaf)
         raise AmbiguousArgument(
-            f"the argument {name!r} of shape {tuple(leaf.shape)} has as many rows as there are samples, {batch}, and "
+            f"the argument {name!r} of {given} has as many rows as there are samples, {batch}, and "
             f"nothing says whether it goes with them: pass sg.PerSample({name}) for one row per sample, or "
             f"sg.Shared({name}) for the same to all"
         )
 
-    resolved = map_leaves(mark, dict(kwargs), LEAVES)
+    resolved = map_leaves(mark, dict(kwargs), is_leaf)
     if (ROWS,) not in named:
         return resolved
 
@@ -222,13 +278,13 @@ def resolve(kwargs: Conditions, batch: int, named: Collection[Path] = (), called
 
 
 def with_marks_inside(value: Conditions) -> Arguments:
-    """The arguments with marks on single tensors, in place of those on what holds tensors."""
+    """The arguments with marks on single tensors, arrays and lists, in place of those on what holds them."""
 
     def spread(_: Path, leaf: object) -> object:
         if not isinstance(leaf, Mark):
             return leaf
         kind = type(leaf)
-        return map_leaves(lambda _, inner: kind(inner) if isinstance(inner, Tensor) else inner, leaf.value)
+        return map_leaves(lambda _, inner: kind(inner) if is_leaf(inner) else inner, leaf.value, is_leaf)
 
     return map_leaves(spread, dict(value), LEAVES)
 
@@ -238,11 +294,11 @@ def has_rows_of_samples(value: object) -> bool:
     found: list[bool] = []
 
     def look(_: Path, leaf: object) -> object:
-        many = isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) > 1
+        many = (count_of(leaf) or 0) > 1
         found.append(many or isinstance(leaf, PerSample))
         return leaf
 
-    map_leaves(look, value, LEAVES)
+    map_leaves(look, value, is_leaf)
     return any(found)
 
 
@@ -269,7 +325,7 @@ def nullified(kwargs: object, null: object, batch: int, numbers: Numbers | None 
         return None
     if isinstance(kwargs, Mark):
         kwargs = kwargs.value
-    parts = None if isinstance(kwargs, Tensor) else children(kwargs)
+    parts = None if is_rows(kwargs) else children(kwargs)
     if parts is not None and isinstance(null, Mapping | list | tuple):
         wanted = children(null) or {}
         _require_parts(parts, wanted, path)
@@ -282,7 +338,7 @@ def nullified(kwargs: object, null: object, batch: int, numbers: Numbers | None 
     def in_place_of(inner: Path, leaf: object) -> object:
         return _null_row((*path, *inner), leaf, null, batch, numbers)
 
-    return map_leaves(in_place_of, kwargs)
+    return map_leaves(in_place_of, kwargs, lambda value: isinstance(value, Tensor) or is_rows(value))
 
 
 def _require_parts(parts: Mapping[str | int, object], wanted: Mapping[str | int, object], path: Path) -> None:
@@ -296,8 +352,10 @@ def _require_parts(parts: Mapping[str | int, object], wanted: Mapping[str | int,
         )
 
 
-def _null_row(path: Path, condition: object, null: object, batch: int, numbers: Numbers | None) -> Tensor:
+def _null_row(path: Path, condition: object, null: object, batch: int, numbers: Numbers | None) -> Rows:
     """The null condition in the shape of the condition."""
+    if isinstance(bare(null), str | list | tuple):
+        return _null_texts(path, condition, null, batch, numbers)
     if not isinstance(condition, Tensor) or condition.ndim == 0 or len(condition) != batch:
         given = f"shape {tuple(condition.shape)}" if isinstance(condition, Tensor) else described(condition)
         raise ValueError(
@@ -318,6 +376,22 @@ def _null_row(path: Path, condition: object, null: object, batch: int, numbers: 
             f"the null condition {shown(path)!r} of shape {tuple(value.shape)} does not expand to the condition's "
             f"{tuple(condition.shape)}"
         ) from None
+
+
+def _null_texts(path: Path, condition: object, null: object, batch: int, numbers: Numbers | None) -> Rows:
+    """Null conditions in a list like that of the condition."""
+    if not isinstance(condition, list | tuple | np.ndarray) or len(condition) != batch:
+        raise ValueError(
+            f"the null condition {shown(path)!r} is {described(bare(null))}, and the condition must be a list of "
+            f"{batch} entries, one per sample, got {described(condition)}"
+        )
+    texts = bare(null)
+    if isinstance(texts, str):
+        rows: list[object] = [texts] * batch
+    else:
+        assert isinstance(texts, list | tuple)
+        rows = list(rows_for(f"the null condition {shown(path)!r}", list(texts), numbers, batch))
+    return rows if isinstance(condition, list) else tuple(rows)
 
 
 def _null_tensor(path: Path, condition: Tensor, null: object, numbers: Numbers | None) -> Tensor:
@@ -345,9 +419,9 @@ def named_in(null: object, path: Path = ()) -> frozenset[Path]:
     if isinstance(null, Mapping):
         return frozenset().union(*(named_in(value, (*path, name)) for name, value in null.items()))
     for _, leaf in each_leaf(null):
-        if not isinstance(leaf, Tensor | Number | None):
+        if not isinstance(leaf, Tensor | Number | str | None):
             raise TypeError(
-                f"the null condition {shown(path)!r} must be None, a number or a tensor, got {described(leaf)}"
+                f"the null condition {shown(path)!r} must be None, a number, a text or a tensor, got {described(leaf)}"
             )
     return frozenset({path})
 
@@ -356,16 +430,20 @@ def _marked(path: Path, mark: Mark, batch: int) -> object:
     """Contents of a mark, with each tensor marked."""
 
     def each(inner: Path, leaf: object) -> object:
-        if not isinstance(leaf, Tensor):
+        if not is_leaf(leaf):
             return leaf
-        if isinstance(mark, PerSample) and (leaf.ndim == 0 or len(leaf) != batch):
+        of_all = isinstance(leaf, list | tuple) and bool(inner)  # beside what has rows, such as a list of sizes
+        if of_all and count_of(leaf) != batch:
+            return leaf
+        if isinstance(mark, PerSample) and count_of(leaf) != batch:
+            given = f"shape {tuple(leaf.shape)}" if isinstance(leaf, Tensor | np.ndarray) else f"{count_of(leaf)} rows"
             raise ValueError(
-                f"the argument {shown((*path, *inner))!r} is marked PerSample and has shape {tuple(leaf.shape)}: "
+                f"the argument {shown((*path, *inner))!r} is marked PerSample and has {given}: "
                 f"expected one row for each of {batch} samples"
             )
         return type(mark)(leaf)
 
-    return map_leaves(each, mark.value)
+    return map_leaves(each, mark.value, is_leaf)
 
 
 def has_rows(resolved: Conditions) -> bool:
@@ -376,12 +454,45 @@ def has_rows(resolved: Conditions) -> bool:
     return any(found)
 
 
-def map_rows(change: Callable[[Path, Tensor], Tensor], resolved: Conditions) -> Arguments:
-    """Arguments from `resolve` with every tensor of one row per sample changed."""
+def map_rows(change: Callable[[Path, Rows], Rows], resolved: Conditions) -> Arguments:
+    """Arguments from `resolve` with all that has one row per sample changed."""
 
     def each(path: Path, leaf: object) -> object:
-        if isinstance(leaf, PerSample) and isinstance(leaf.value, Tensor):
+        if isinstance(leaf, PerSample) and isinstance(leaf.value, Tensor | np.ndarray | list | tuple):
             return PerSample(change(path, leaf.value))
         return leaf
 
     return map_leaves(each, dict(resolved), LEAVES)
+
+
+def rows_at(resolved: Conditions, index: Tensor | slice) -> Arguments:
+    """Arguments from `resolve` for the samples of some numbers, or of a slice."""
+    return map_rows(lambda _, rows: _taken(rows, index), resolved)
+
+
+def _taken(rows: Rows, index: Tensor | slice) -> Rows:
+    """Some of the rows, as what they are in."""
+    if isinstance(index, slice):
+        return rows[index]
+    if isinstance(rows, Tensor):
+        return rows[index.to(rows.device)]
+    if isinstance(rows, np.ndarray):
+        taken: np.ndarray = rows[index.numpy(force=True)]
+        return taken
+    some = [rows[i] for i in index.tolist()]
+    return some if isinstance(rows, list) else tuple(some)
+
+
+def joined(rows: Rows, more: Rows) -> Rows:
+    """The rows of both, as what the first are in.
+
+    Examples:
+        >>> joined(["a cat"], [""])
+        ['a cat', '']
+    """
+    if isinstance(rows, Tensor) and isinstance(more, Tensor):
+        return torch.cat([rows, more])
+    if isinstance(rows, np.ndarray):
+        return np.concatenate([rows, np.asarray(more)])
+    both = [*rows, *more]
+    return both if isinstance(rows, list) else tuple(both)

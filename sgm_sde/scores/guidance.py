@@ -52,13 +52,17 @@ from sgm_sde.processes.base import has_scalar_marginal, in_words_of_both
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.calls import tell_call
 from sgm_sde.scores.conditions import (
-    LEAVES,
     ROWS,
     Numbers,
     PerSample,
+    Rows,
     Shared,
     bare,
+    count_of,
+    each_rows,
     has_rows_of_samples,
+    is_leaf,
+    joined,
     map_rows,
     named_in,
     nullified,
@@ -335,8 +339,8 @@ class ClassifierFree(Extrapolation):
         score: a score whose network takes a condition.
         scale: w; 1 is plain conditional sampling and 0 unconditional, B rows each.
         null: what stands for no condition, by the name of the argument, nested or not: a number, a tensor that expands
-            to the condition's shape, `PerSample(unwanted)` with one row per sample, or None. `{"y": net.NULL_LABEL}` if
-            not given and the network has that attribute.
+            to the condition's shape, `PerSample(unwanted)` with one row per sample, or None; a text, or a list of B,
+            for a list of B texts. `{"y": net.NULL_LABEL}` if not given and the network has that attribute.
         negative: arguments of the other branch, in the place of those of the call, instead of `null`: tensors of B
             rows, or of one row that all samples share; what is in `Shared(...)`, and other values, as they are.
         interval: noise levels sigma / alpha, above the first and up to the second, at which there is guidance; plain
@@ -424,10 +428,10 @@ class ClassifierFree(Extrapolation):
             without_it = score.output(x, t, **without)
             return [with_condition, without_it]
 
-        null = {path: leaf for path, leaf in each_leaf(bare(without)) if isinstance(leaf, Tensor)}
+        null = each_rows(bare(without))
 
-        def in_both(path: Path, rows: Tensor) -> Tensor:
-            return torch.cat([rows, null.get(path, rows)])
+        def in_both(path: Path, rows: Rows) -> Rows:
+            return joined(rows, null.get(path, rows))
 
         resolved = resolve(kwargs, batch, self.conditions, called=2 * batch)
         both = map_rows(in_both, resolved)
@@ -449,7 +453,7 @@ class ClassifierFree(Extrapolation):
         def rows(path: Path, leaf: object) -> object:
             return _negative_rows(path, leaf, batch, numbers)
 
-        negative = map_leaves(rows, self.negative, LEAVES)
+        negative = map_leaves(rows, self.negative, is_leaf)
         return kwargs | negative
 
 
@@ -464,14 +468,23 @@ def _require_guided_once(score: Score, named: frozenset[Path]) -> None:
         _require_guided_once(part, named)
 
 
+def _has_row_of_each(value: object, numbers: Numbers | None, batch: int) -> bool:
+    """True for a list, not marked, with an entry for each of the run's samples."""
+    total = batch if numbers is None else numbers.total
+    return isinstance(value, list) and count_of(value) == total
+
+
 def _negative_rows(path: Path, value: object, batch: int, numbers: Numbers | None) -> object:
     """A negative argument for a batch: its one row for all, or those of the samples of some numbers."""
     tensor = bare(value)
+    name = f"the negative {shown(path)!r}"
+    if isinstance(tensor, list) and (isinstance(value, PerSample) or _has_row_of_each(value, numbers, batch)):
+        return rows_for(name, tensor, numbers, batch)
     if isinstance(value, Shared) or not isinstance(tensor, Tensor) or tensor.ndim == 0:
         return tensor
     if len(tensor) == 1 and not isinstance(value, PerSample):
         return tensor.expand(batch, *tensor.shape[1:])
-    return rows_for(f"the negative {shown(path)!r}", tensor, numbers, batch)
+    return rows_for(name, tensor, numbers, batch)
 
 
 class Auto(Extrapolation):

@@ -21,7 +21,7 @@ from sgm_sde.engine.program import Program
 from sgm_sde.processes.base import SDE
 from sgm_sde.processes.linear import LinearNode
 from sgm_sde.processes.matrix import apply
-from sgm_sde.scores.conditions import AmbiguousArgument, has_rows, map_rows, require_numbers, resolve
+from sgm_sde.scores.conditions import AmbiguousArgument, has_rows, require_numbers, resolve, rows_at
 from sgm_sde.scores.score import Score
 from sgm_sde.scores.train_mode import TrainModeWarning, in_train_mode
 
@@ -142,7 +142,7 @@ class BoundScore:
         """
         if len(index) == batch:
             return self.kwargs
-        return map_rows(lambda _, rows: rows[index.to(rows.device)], self.resolved(batch))
+        return rows_at(self.resolved(batch), index)
 
     def resolved(self, batch: int, called: int | None = None) -> Arguments:
         """The arguments, each tensor marked as what it is in a batch of which so many are called at once, or all.

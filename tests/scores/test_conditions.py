@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import UserDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -85,7 +87,9 @@ def test_what_is_marked_must_be_so() -> None:
     kwargs = {"y": sg.PerSample({"a": torch.zeros(2, 3)}), "c": torch.zeros(3)}
     with pytest.raises(ValueError, match=r"'y.a' is marked PerSample and has shape \(2, 3\): .* each of 4 samples"):
         sg.sample(sg.from_denoiser(by_table, EDM), EDM, (4, 1), nfe=4, model_kwargs=kwargs)
-    with pytest.raises(TypeError, match="PerSample takes a tensor, or a mapping or sequence of tensors, got 3"):
+    with pytest.raises(
+        TypeError, match="PerSample takes a tensor, an array or a list, or a mapping or sequence of them, got 3"
+    ):
         sg.PerSample(3)
     with pytest.raises(TypeError, match="got another mark"):
         sg.Shared(sg.PerSample(torch.zeros(1)))
@@ -147,8 +151,8 @@ def test_guidance_asks_what_else_goes_with_the_samples() -> None:
     del kwargs["added"]["embeds"]
     with pytest.raises(ValueError, match=r"'added.embeds': pass .*'added': .*, got \['ids'\] in 'added'"):
         sg.sample(guided, EDM, (3, 1), nfe=4, seed=0, model_kwargs=kwargs)
-    with pytest.raises(TypeError, match=r"'added.embeds' must be None, a number or a tensor, got 'none'"):
-        sg.guidance.ClassifierFree(sg.from_denoiser(Nested(), EDM), 2.0, null={"added": {"embeds": "none"}})
+    with pytest.raises(TypeError, match=r"'added.embeds' must be None, a number, a text or a tensor, got b'none'"):
+        sg.guidance.ClassifierFree(sg.from_denoiser(Nested(), EDM), 2.0, null={"added": {"embeds": b"none"}})
     with pytest.raises(TypeError, match=r"null must map names .* got 3"):
         sg.guidance.ClassifierFree(sg.from_denoiser(Nested(), EDM), 2.0, null=3)  # type: ignore[arg-type]
 
@@ -192,6 +196,106 @@ def test_what_names_a_condition_names_it_everywhere() -> None:
     assert res.status.ok
     seen = sg.inverse.Measurement(sg.inverse.Mask(torch.tensor([True])), torch.tensor([0.0]), std=1.0)
     assert ("y",) in sg.inverse.DiffPIR(score, seen).conditions
+
+
+TEXTS = {"a": -1.0, "b": 1.0, "": 0.0}
+
+
+def by_text(x: Tensor, t: Tensor, prompt: Any) -> Tensor:
+    """A denoiser whose data lie at one point for each text; a list, a tuple or an array of as many as x has rows."""
+    assert len(prompt) == len(x)
+    return 0 * x + torch.tensor([TEXTS[text] for text in prompt], dtype=x.dtype)[:, None]
+
+
+TEXTUAL = sg.from_denoiser(by_text, EDM)
+KINDS: dict[str, Any] = {"list": list, "tuple": tuple, "array": np.array}
+IN_PARTS: dict[str, dict[str, Any]] = {
+    "whole": {"solver": "ddim", "nfe": 5},
+    "parts": {"solver": "ddim", "nfe": 5, "execution": sg.Execution(batch_size=2)},
+    "odd parts": {"solver": "ddim", "nfe": 5, "execution": sg.Execution(batch_size=3)},
+    "adaptive": {"solver": "dopri5"},
+    "parallel": {"solver": "ddim", "nfe": 5, "execution": sg.Execution(parallel=2)},
+}
+
+
+def drawn(score: sg.Score, prompt: object, how: str) -> Tensor:
+    """Four samples."""
+    return sg.sample(score, EDM, (4, 1), seed=0, model_kwargs={"prompt": prompt}, **IN_PARTS[how]).x[:, 0]
+
+
+@pytest.mark.parametrize("how", IN_PARTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_go_with_their_samples(kind: str, how: str) -> None:
+    x = drawn(TEXTUAL, sg.PerSample(KINDS[kind](["a", "a", "b", "b"])), how)
+    torch.testing.assert_close(x, torch.tensor([-1.0, -1.0, 1.0, 1.0]), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("how", ["parts", "odd parts", "adaptive", "parallel"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_as_many_as_samples_are_asked_for(kind: str, how: str) -> None:
+    """They may be the same for all, as a tensor of that length may be."""
+    with pytest.raises(ValueError, match=r"'prompt' of .*4.* has as many rows as .* sg.PerSample\(prompt\)"):
+        drawn(TEXTUAL, KINDS[kind](["a", "a", "b", "b"]), how)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda kwargs: sg.log_prob(sg.from_denoiser(by_text, VP), VP, torch.zeros(4, 1), batch_size=2, **kwargs),
+        lambda kwargs: sg.calibrate(TEXTUAL, EDM, (4, 1), nfe=3, seed=0, **kwargs),
+    ],
+    ids=["log_prob", "calibrate"],
+)
+def test_texts_as_many_as_samples_are_asked_for_elsewhere(run: Callable[[Any], object]) -> None:
+    with pytest.raises(ValueError, match=r"'prompt' of 4 entries has as many rows as"):
+        run({"model_kwargs": {"prompt": ["a", "a", "b", "b"]}})
+
+
+def test_shared_lists_and_lists_of_other_lengths_stay_whole() -> None:
+    seen: list[Any] = []
+
+    def net(x: Tensor, t: Tensor, **given: Any) -> Tensor:
+        seen.append(given)
+        return 0 * x
+
+    kwargs = {"sizes": [32, 32, 3], "names": sg.Shared(["a", "b", "c", "d"])}
+    whole = {"sizes": [32, 32, 3], "names": ["a", "b", "c", "d"]}
+    sg.sample(sg.from_denoiser(net, EDM), EDM, (4, 1), seed=0, model_kwargs=kwargs, **IN_PARTS["parts"])
+    assert seen == [whole] * len(seen) and seen
+
+
+def test_rows_are_counted_before_the_network_is_called() -> None:
+    with pytest.raises(ValueError, match=r"'prompt' is marked PerSample and has 3 rows: .* each of 4 samples"):
+        drawn(TEXTUAL, sg.PerSample(["a", "a", "b"]), "whole")
+    with pytest.raises(ValueError, match=r"'prompt' is marked PerSample and has shape \(3,\): .* each of 4 samples"):
+        drawn(TEXTUAL, sg.PerSample(np.array(["a", "a", "b"])), "whole")
+
+
+NULLS: dict[str, tuple[dict[str, Any], list[float]]] = {
+    "one": ({"null": {"prompt": ""}}, [-2.0, -2.0, 2.0, 2.0]),
+    "each": ({"null": {"prompt": ["", "", "b", "a"]}}, [-2.0, -2.0, 1.0, 3.0]),
+    "marked": ({"null": {"prompt": sg.PerSample(["", "", "b", "a"])}}, [-2.0, -2.0, 1.0, 3.0]),
+    "negative": ({"negative": {"prompt": sg.PerSample(["", "", "b", "a"])}}, [-2.0, -2.0, 1.0, 3.0]),
+}
+
+
+@pytest.mark.parametrize("how", ["whole", "parts", "odd parts", "adaptive"])
+@pytest.mark.parametrize("null", NULLS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_guide(kind: str, null: str, how: str) -> None:
+    """D = D_null + 2 (D - D_null), with a null text for all or one of each sample's."""
+    options, wanted = NULLS[null]
+    score = sg.guidance.ClassifierFree(TEXTUAL, 2.0, **options)
+    x = drawn(score, sg.PerSample(KINDS[kind](["a", "a", "b", "b"])), how)
+    torch.testing.assert_close(x, torch.tensor(wanted), rtol=0, atol=4e-3)
+
+
+def test_a_null_text_is_for_a_list_of_texts() -> None:
+    score = sg.guidance.ClassifierFree(TEXTUAL, 2.0, null={"prompt": ""})
+    with pytest.raises(ValueError, match="the condition must be a list of 4 entries, one per sample, got 'a'"):
+        drawn(score, "a", "whole")
+    with pytest.raises(ValueError, match="null condition 'prompt' has 3 rows: expected one for each of 4 samples"):
+        drawn(sg.guidance.ClassifierFree(TEXTUAL, 2.0, null={"prompt": [""] * 3}), ["a"] * 4, "whole")
 
 
 RIDGES = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=F64), 0.2).score(VP)
@@ -250,13 +354,13 @@ def test_samples_keep_their_conditions_in_a_likelihood(marked: bool, options: di
     score = oracle.score(VP)
 
     def moved(x: Tensor, t: Tensor, cond: Inputs) -> Tensor:
-        assert len(cond.labels) == len(x) and cond.names == ["a", "b", "c"]
+        assert len(cond.labels) == len(x) and cond.names == ["a", "b"]
         return score(x - VP.alpha(t)[:, None] * cond.labels[:, None], t)
 
     x, labels = torch.tensor([[1.0, 0.0], [-1.0, 0.1], [0.4, 0.0]], dtype=F64), torch.tensor([0.0, 0.1, 0.3], dtype=F64)
 
     def value(rows: slice, marked: bool, **options: Any) -> Tensor:
-        cond = Inputs(labels[rows], names=["a", "b", "c"])
+        cond = Inputs(labels[rows], names=["a", "b"])
         kwargs = {"cond": sg.PerSample(cond) if marked else cond}
         return sg.log_prob(moved, VP, x[rows], trace="exact", model_kwargs=kwargs, **options).value
 
