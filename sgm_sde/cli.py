@@ -394,7 +394,10 @@ def _bench_options(parser: argparse.ArgumentParser) -> None:
     add("-n", "--n", type=int, default=10000, help="samples of each solver, budget and seed (%(default)s)")
     add("--seeds", type=_numbers, default=[0], help="seeds, one a repetition (0)")
 
-    add("--features", help="of a shipped model, efficientnet-lite0, inception, pixels, raw or MODULE:FUNCTION")
+    add(
+        "--features",
+        help="of a shipped model, efficientnet-lite0, inception, pixels, raw (of no images) or MODULE:FUNCTION",
+    )
     add("--features-weights", type=Path, metavar="FILE", help="weights of inception; nothing is downloaded")
     add("--features-sha256", metavar="HEX", help="of that file, if it is not the FID's")
 

@@ -58,9 +58,22 @@ class Convention(NamedTuple):
         return label / self.n if self.is_flow else (label + 1) / self.n
 
     def output(self, out: object, x: Tensor) -> Tensor:
-        """The prediction (B, *) in what the model returned for x (B, *)."""
+        """The prediction (B, *) in what the model returned for x (B, *).
+
+        Raises:
+            ValueError: for twice as many channels, where nothing says what the others are.
+        """
         out = _first_tensor(out)
-        return out[:, : x.shape[1]] if self.split and out.shape[1] == 2 * x.shape[1] else out
+        channels = x.shape[1]
+        if out.shape[1:2] != (2 * channels,):
+            return out
+        if not self.split:
+            raise ValueError(
+                f"the model returned {2 * channels} channels for x of {channels}, and nothing says that the others are "
+                f"a variance: neither model.config, with in_channels={channels} and out_channels={2 * channels}, nor "
+                f"the scheduler's variance_type. Give it variance_type='learned_range', which takes the first half"
+            )
+        return out[:, :channels]
 
 
 def convention(scheduler: Any, T: float | None = None, integer: bool = False) -> Convention:

@@ -52,6 +52,8 @@ Entry = Setting | Solver | AdaptiveSolver | Calibrations | None
 FORMAT = "sgm_sde bench 3"
 NFE = (5, 6, 8, 10, 15, 20, 35, 50)
 SOLVERS = ("default", "ddim", "dpm++2m", "dpm++3m", "unipc3", "deis3", "heun", "ancestral", "sde-dpm++2m")
+FEATURES = "raw, pixels, efficientnet-lite0, inception, or MODULE:FUNCTION"
+REFERENCES = "real data in a file .npy, .npz or .safetensors"
 SHIPPED = {  # features, reference, baseline
     "digits": ("digits-classifier-32", "digits-held-out", "digits-train"),
     "fashion": ("fashion-classifier-64", "fashion-test", ""),
@@ -268,7 +270,8 @@ def bench(
         nfe: budgets of network calls, the final one included.
         n: samples of each cell.
         seeds: one a repetition; tables give mean and standard deviation over them.
-        features: an `Extractor`, as `load_extractor` makes it, or its name; those of a shipped model if not given.
+        features: an `Extractor`, as `load_extractor` makes it, or its name; if not given those of a shipped model, and
+            the numbers themselves, `"raw"`, of samples that are no images (C, H, W).
         reference: the real data, as `load_reference` takes them; those of a shipped model if not given.
         baseline: other real data to measure in the same way; those of a shipped model if not given.
         metrics: of `METRICS`, or "fid", "kid", "sw" for short; all that the reference allows if not given.
@@ -361,12 +364,20 @@ def _sources(
     if baseline is None and reference is None:  # the baseline goes with the shipped reference, not with another
         baseline = own_baseline
 
-    features = features or own_features
+    raw = "" if _are_images(model.shape) else "raw"
+    features = features or own_features or raw
     reference = reference or own_reference
-    for what, given in (("features", features), ("a reference", reference)):
-        if not given:
-            raise ValueError(f"give {what}: none are known that go with the model {model.name!r}")
+
+    asked = {"features": (features, FEATURES), "reference": (reference, REFERENCES)}
+    missing = [f"{name}= (--{name}), {kinds}" for name, (given, kinds) in asked.items() if not given]
+    if missing:
+        raise ValueError(f"none are known that go with the model {model.name!r}: give {'; and '.join(missing)}")
     return features, reference, baseline
+
+
+def _are_images(shape: Sequence[int]) -> bool:
+    """True for the shape (C, H, W) of samples that may be images; of others their numbers are the features."""
+    return len(shape) == 3
 
 
 def _write(result: BenchResult, others: Mapping[str, BenchResult], out: Path) -> None:

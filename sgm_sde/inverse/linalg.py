@@ -88,20 +88,25 @@ def conjugate_gradient(apply: Products, b: Tensor, iterations: int) -> Tensor:
                 [2.0000]])
     """
     size, r = _with_unit_length(b)
+    negligible = _negligible(b)
     p = r
     square = dot(r, r)
     solution = torch.zeros(())
+
     for _ in range(iterations):
-        moves = square > _negligible(b)
+        moves = square > negligible
         p = only_where(moves, p)
         Mp, Lp = apply(p)
-        a = ratio(only_where(moves, square), dot(p, Mp))
+
+        before = only_where(moves, square)
+        curvature = dot(p, Mp)
+        a = ratio(before, curvature)
         solution = solution + expand(a, Lp) * Lp
         r = r - expand(a, Mp) * Mp
 
-        before = square
         square = dot(r, r)
-        p = r + expand(ratio(square, only_where(moves, before)), p) * p
+        kept = ratio(square, before)
+        p = r + expand(kept, p) * p
     return expand(size, solution) * solution
 
 
@@ -124,20 +129,29 @@ def conjugate_residual(apply: Products, b: Tensor, iterations: int) -> Tensor:
                 [-2.0000]])
     """
     size, r = _with_unit_length(b)
+    negligible = _negligible(b)
     solution = torch.zeros(())
     directions: list[tuple[Tensor, Tensor]] = []
+
     for _ in range(iterations):
-        r_moving = only_where(dot(r, r) > _negligible(b), r)
-        of_r, L_r = apply(r_moving)
+        square = dot(r, r)
+        moves = square > negligible
+        moving = only_where(moves, r)
+        of_r, L_r = apply(moving)
         Mp, Lp = _orthogonal(of_r, L_r, directions)
 
-        is_new = dot(Mp, Mp) > _negligible(b) * dot(of_r, of_r)
+        before = dot(of_r, of_r)
+        square = dot(Mp, Mp)
+        is_new = square > negligible * before
         Mp = only_where(is_new, Mp)
         Lp = only_where(is_new, Lp)
         directions.append((Mp, Lp))
 
-        a = ratio(dot(r_moving, Mp), dot(Mp, Mp))
-        solution = solution + expand(a, Lp) * Lp
+        along = dot(moving, Mp)
+        square = dot(Mp, Mp)
+        a = ratio(along, square)
+        step = expand(a, Lp) * Lp
+        solution = solution + step
         r = r - expand(a, Mp) * Mp
     return expand(size, solution) * solution
 

@@ -383,6 +383,7 @@ class _Function(Operator):
         y = self._apply(x)
         if not isinstance(y, Tensor):
             raise TypeError(f"the operator must return a tensor, got {type(y).__name__}")
+        _require_real("what the operator returned", y)
         if y.ndim == 0 or len(y) != len(x):
             raise ValueError(f"the operator returned shape {tuple(y.shape)} for x of shape {tuple(x.shape)}")
         return y
@@ -404,7 +405,7 @@ class NonlinearMap(_Function):
         shape: of one sample of x.
 
     Raises:
-        TypeError: for an `apply` that is not a function or does not return a tensor.
+        TypeError: for an `apply` that is not a function or does not return a tensor of real numbers.
         ValueError: for an invalid shape; at a call, for x, or what the function returns, of another shape, and a
             function without gradient.
 
@@ -433,7 +434,7 @@ class LinearMap(_Function, LinearOperator):
         full_rank: declares A A^T invertible, so that measurements without noise are allowed.
 
     Raises:
-        TypeError: for an `apply` that is not a function or does not return a tensor.
+        TypeError: for an `apply` that is not a function or does not return a tensor of real numbers.
         ValueError: for a function that is not linear, and options out of range; at a call, for x, or what a function
             returns, of another shape.
 
@@ -526,7 +527,7 @@ class Measurement(Value):
 
     Args:
         operator: A, linear but for `DPS`.
-        y: the measurements, (B, *) with one per sample, or without the B if all samples have the same.
+        y: the measurements, (B, *) with one per sample, or with B = 1 or without it if all samples have the same.
         std: $\sigma_y$; 0 where y is exact, which takes an operator of full rank.
 
     Raises:
@@ -546,6 +547,7 @@ class Measurement(Value):
     def __post_init__(self) -> None:
         operator = self.operator
         instance_of("operator", operator, Operator, "a LinearOperator, such as Mask or LinearMap, or a NonlinearMap")
+        _require_real("y", self.y)
         if not is_dense(self.y) or not self.y.is_floating_point():
             raise TypeError(f"y must be a floating-point tensor, got {described(self.y)}")
 
@@ -585,6 +587,7 @@ class Measurement(Value):
         instance_of("operator", operator, Operator, "a LinearOperator, such as Mask or LinearMap, or a NonlinearMap")
         require_floating("x", x)
         y = operator.apply(x)
+        _require_real("what the operator returned", y)
         stream = NoiseStream(resolve_seeds(seed, None, len(y)), "measurement")
         n = stream.normal(tuple(y.shape), y.dtype, y.device)
         return Measurement(operator, y + std * n, std)
@@ -596,11 +599,12 @@ class Measurement(Value):
             ValueError: if y does not have the shape of A x.
         """
         predicted = self.operator.apply(x)
-        if self.y.shape not in (predicted.shape, predicted.shape[1:]):
-            hint = "; for one measurement of all samples leave out its 1" if self.y.shape[:1] == (1,) else ""
+        _require_real("what the operator returned", predicted)
+        of_each = predicted.shape[1:]
+        if self.y.shape not in (predicted.shape, of_each, (1, *of_each)):
             raise ValueError(
                 f"y has shape {tuple(self.y.shape)}, but x of shape {tuple(x.shape)} is measured as "
-                f"{tuple(predicted.shape)}{hint}"
+                f"{tuple(predicted.shape)}"
             )
         return predicted, self.y.to(predicted)
 
@@ -617,7 +621,7 @@ class Measurement(Value):
         """
         some = copy.copy(self)
         settle(some, operator=self.operator.of_samples(rows, x))
-        if self.y.ndim == some.operator.apply(x).ndim:
+        if self.y.ndim == some.operator.apply(x).ndim and len(self.y) > 1:
             settle(some, y=_of_samples("y", self.y, rows))
         return some
 
@@ -636,6 +640,15 @@ class Measurement(Value):
 
     def __repr__(self) -> str:
         return f"Measurement({self.operator!r}, y={tuple(self.y.shape)}, std={self.std:g})"
+
+
+def _require_real(what: str, y: object) -> None:
+    """Raise TypeError for complex numbers."""
+    if isinstance(y, Tensor) and y.is_complex():
+        raise TypeError(
+            f"{what} is complex, of {y.dtype}, and measurements are real numbers: take the real and imaginary parts, "
+            f"torch.view_as_real(A(x)) for the operator, torch.view_as_real(y) for y"
+        )
 
 
 def _of_samples(name: str, values: Tensor, rows: Tensor) -> Tensor:

@@ -345,8 +345,10 @@ class MMPS(PosteriorScore):
 
         v = VAp - expand(c, Ap) * Ap
         v_square = dot(v, v)
-        length = torch.where(v_square > 0, v_square, 1).sqrt()  # which has a derivative
-        unit = expand(ratio(torch.ones_like(c), length), v) * v
+        has_length = v_square > 0
+        square_or_one = torch.where(has_length, v_square, 1)
+        length = square_or_one.sqrt()  # which has a derivative
+        unit = v / expand(length, v)
 
         # V is a difference of numbers of the noise's size: its rounding is no sign of anything.
         most = (sigma / alpha).square().reshape(-1).to(c)
@@ -361,7 +363,9 @@ class MMPS(PosteriorScore):
         gain = VAp + expand(lacking, Ap) * Ap
 
         Mp = self.operator.apply(gain) + self.measurement.std**2 * p
-        of_least_residual = ratio(dot(residual, Mp), dot(Mp, Mp))
+        along = dot(residual, Mp)
+        Mp_square = dot(Mp, Mp)
+        of_least_residual = ratio(along, Mp_square)
         a = torch.where(lacking > 0, of_least_residual, 1)
         return expand(a, gain) * gain
 

@@ -34,6 +34,7 @@ from sgm_sde.likelihood.errors import probe_error
 from sgm_sde.likelihood.results import BoundResult
 from sgm_sde.processes.discrete import DiscreteVPSDE
 from sgm_sde.processes.linear import LinearNode, LinearSDE
+from sgm_sde.scores.conditions import require_rows
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score, as_density, require_score
 
@@ -124,6 +125,7 @@ def elbo(
     control = data_std if control_variate else None
     draws = _Draws(decoder, resolve_seeds(seed, generator, len(x)), control)
     model = BoundScore(score, sde, (eps, sde.T), model_kwargs)
+    require_rows(model.kwargs, len(x))
     start, end = sde.nodes([sde.T, eps])
 
     errors = []
@@ -302,6 +304,7 @@ def ddpm_bound(
     first, *_ = sde.nodes(sde.times)
     span = (first.t, sde.T)
     model = BoundScore(score, sde, span, model_kwargs)
+    require_rows(model.kwargs, len(x))
     learned = _learned(score, variance)
     ladder = _Ladder(sde, model, draws, variance, learned, clip)
 

@@ -23,6 +23,7 @@ from sgm_sde._utils.shapes import dot, flat
 from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.processes.base import SDE
+from sgm_sde.scores.conditions import require_rows
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score
 
@@ -93,6 +94,7 @@ class TraceScore(BoundScore):
         self, score: Score, sde: SDE, times: tuple[float, float], kwargs: Conditions | None, batch: int
     ) -> None:
         super().__init__(score, sde, times, kwargs)
+        require_rows(self.kwargs, batch)
         self.batch = batch
         self.vjps = 0
         self._repeats = False  # the call for each product, of a compiled network whose graphs give a single one

@@ -228,12 +228,12 @@ def sample(
         score = score.cast_to(job.dtype)
     if execution.compile:
         score = compile_network(score)
+    require_rows(model_kwargs, job.size)
     if log_prob is not False:
         found = _with_log_prob(job, score, log_prob, model_kwargs, execution.enable_grad, asked.by_rule)
         return _warned(*found, sde, job.from_prior)
 
     model = BoundScore(score, sde, (job.grid.times[-1], job.grid.times[0]), model_kwargs)
-    require_rows(model.kwargs, job.size)
     if job.position is not None and job.program is not None and missing(model.plan(job.program), job.position):
         job = job.without_history()
 

@@ -569,6 +569,8 @@ class Classifier(GuidedScore):
         if not isinstance(condition, Sequence) or not all(isinstance(name, str) for name in condition):
             raise TypeError(f"condition must be a sequence of names, got {described(condition)}")
         arguments = f"of (x, t, {', '.join(condition)})"
+        if callable(log_likelihood):
+            arguments += ", or of (x, t) with condition=()"
         require_function("the log-likelihood", log_likelihood, arguments, 2, named=condition)
         self.log_likelihood = log_likelihood
         self.condition = tuple(condition)

@@ -42,3 +42,19 @@ def test_outputs_of_another_shape_are_refused(clips: bool) -> None:
     x = torch.ones(2, 3)
     with pytest.raises(ValueError, match=r"output must be a tensor of shape \(2, 3\), got a tensor of shape \(1, 3\)"):
         scheduler.step(x[:1], scheduler.timesteps[0], x)
+
+
+def test_twice_the_channels_are_a_variance_where_something_says_so() -> None:
+    """Neither a function nor this configuration does, and the error names what would."""
+
+    def model(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return torch.cat([0.1 * x, x], 1)
+
+    score, _ = sg.adapters.from_diffusers(model, LINEAR)
+    words = "6 channels for x of 3, .* model.config, with in_channels=3 and out_channels=6, .* variance_type"
+    with pytest.raises(ValueError, match=words):
+        score(torch.ones(1, 3, 2, 2), 0.5)
+    first, _ = sg.adapters.from_diffusers(model, LINEAR | {"variance_type": "learned_range"})
+    plain, _ = sg.adapters.from_diffusers(lambda x, timestep: 0.1 * x, LINEAR)
+    x = torch.ones(1, 3, 2, 2)
+    assert torch.equal(first(x, 0.5), plain(x, 0.5))

@@ -258,3 +258,57 @@ def test_a_function_that_is_not_linear_is_no_linear_map() -> None:
         late.apply(torch.ones(1, 2, dtype=torch.bfloat16))
     with pytest.raises(TypeError, match="apply must be a function"):
         sg.inverse.LinearMap(single, (2,))  # type: ignore[arg-type]
+
+
+METHODS = {"MMPS": inverse.MMPS, "PiGDM": inverse.PiGDM, "DiffPIR": inverse.DiffPIR}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: inverse.LinearMap(lambda x: torch.fft.fft(x), (4,)),
+        lambda: inverse.NonlinearMap(lambda x: torch.fft.fft(x), (4,)).apply(torch.ones(2, 4)),
+        lambda: inverse.Measurement.simulate(Spectrum(), torch.ones(2, 4), 0.1),
+        lambda: inverse.Measurement(Spectrum(), torch.ones(4), 0.1).residual(torch.ones(2, 4)),
+        lambda: inverse.Measurement(HALF, torch.ones(2, dtype=torch.complex64), 0.1),
+    ],
+    ids=["linear", "nonlinear", "simulated", "compared", "y"],
+)
+def test_complex_measurements_are_refused_where_they_arise(call: Callable[[], object]) -> None:
+    with pytest.raises(TypeError, match=r"is complex, of torch\.complex.* torch\.view_as_real"):
+        call()
+
+
+class Spectrum(inverse.LinearOperator):
+    """An operator of the user's own with complex values."""
+
+    def apply(self, x: Tensor) -> Tensor:
+        return torch.fft.fft(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y
+
+
+def test_real_and_imaginary_parts_are_measured() -> None:
+    """As real numbers, by the Hermitian product's real part."""
+    operator = inverse.LinearMap(lambda x: torch.view_as_real(torch.fft.rfft(x)), (4,))
+    assert len(inverse.check_operator(operator, (4,))) == 4
+
+
+@pytest.mark.parametrize("make", METHODS)
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_one_measurement_with_a_leading_one_is_that_of_all_samples(make: str, batch_size: int | None) -> None:
+    x = normal(1, 2)
+    one = inverse.Measurement.simulate(HALF, x, 0.3, seed=0)
+    assert one.y.shape == (1, 2)
+    options = {"nfe": 4, "seed": 0, "execution": sg.Execution(batch_size=batch_size)}
+    found, same = (
+        sg.sample(METHODS[make](TILTED.score(VP), m), VP, (5, 2), **options).x
+        for m in (one, inverse.Measurement(HALF, one.y[0], 0.3))
+    )
+    assert torch.equal(found, same)
+
+
+def test_measurements_of_another_number_than_the_samples_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"y has shape \(3, 2\), but x of shape \(5, 2\) is measured as \(5, 2\)"):
+        inverse.Measurement(HALF, torch.zeros(3, 2), 0.3).residual(torch.zeros(5, 2))

@@ -271,6 +271,20 @@ def test_rows_are_counted_before_the_network_is_called() -> None:
         drawn(TEXTUAL, sg.PerSample(np.array(["a", "a", "b"])), "whole")
 
 
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda kwargs: sg.log_prob(sg.from_denoiser(by_text, VP), VP, torch.zeros(4, 1), **kwargs),
+        lambda kwargs: sg.elbo(sg.from_denoiser(by_text, VP), VP, torch.zeros(4, 1), seed=0, **kwargs),
+        lambda kwargs: sg.sample(sg.from_denoiser(by_text, VP), VP, (4, 1), steps=8, log_prob=True, **kwargs),
+    ],
+    ids=["log_prob", "elbo", "along"],
+)
+def test_rows_are_counted_in_every_call(run: Callable[[Any], object]) -> None:
+    with pytest.raises(ValueError, match="'prompt' is marked PerSample and has 3 rows"):
+        run({"model_kwargs": {"prompt": sg.PerSample(["a", "a", "b"])}})
+
+
 NULLS: dict[str, tuple[dict[str, Any], list[float]]] = {
     "one": ({"null": {"prompt": ""}}, [-2.0, -2.0, 2.0, 2.0]),
     "each": ({"null": {"prompt": ["", "", "b", "a"]}}, [-2.0, -2.0, 1.0, 3.0]),

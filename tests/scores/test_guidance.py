@@ -856,3 +856,14 @@ def test_guidance_in_two_intervals_is_not_guidance_twice() -> None:
     x, y = torch.ones(2, 3), torch.tensor([1, 2])
     t = sde.time_of_noise_level(torch.tensor([0.5, 2.0]))
     torch.testing.assert_close(both.predict("noise", x, t, y=y), torch.tensor([[3.0], [4.0]]).expand(2, 3))
+
+
+def test_rewards_without_a_condition_say_so() -> None:
+    """A function of state and time alone."""
+
+    def reward(x: Tensor, t: Tensor) -> Tensor:
+        return -x.square().sum(1)
+
+    with pytest.raises(TypeError, match=r"function of \(x, t, y\), or of \(x, t\) with condition=\(\), got"):
+        Classifier(MIXTURE.score(VP), reward)
+    assert Classifier(MIXTURE.score(VP), reward, condition=()).conditions == frozenset()
