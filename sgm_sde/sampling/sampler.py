@@ -242,18 +242,23 @@ def sample(
             result, category = run_adaptive(job, model, nfe, steps, recorded, execution)
         else:
             result, category = run_on_grid(job, model, recorded, execution)
-    if result.status.ok and (level := job.last_level) and (words := words_if_unresolved(result.x, level, sde)):
+    if result.status.ok:
+        _warn_of_data(result, job, score)
+    return _warned(result, category, sde, job.from_prior)
+
+
+def _warn_of_data(result: SampleResult, job: Job, score: Score) -> None:
+    """A warning where samples show data of a place or scale that the solver does not suit, of the first that it is."""
+    level = job.last_level
+    if level and (words := words_if_unresolved(result.x, level, job.sde)):
         warn(words, UnresolvedWarning)
+        return
 
     plain = not (score.guided or score.coupled or score.jumps)  # as it was measured
-    if plain and job.is_default and result.status.ok:
-        words = words_if_wide(result.x, result.nfe, sde)
-        if not words and job.program is not None:
-            words = words_if_away(result.x, job.program, sde)
-        if words:
-            warn(words, ScaleWarning)
-
-    return _warned(result, category, sde, job.from_prior)
+    if not (plain and job.is_default and job.program is not None):
+        return
+    if words := words_if_wide(result.x, result.nfe, job.sde) or words_if_away(result.x, job.program, job.sde):
+        warn(words, ScaleWarning)
 
 
 def _warned(result: SampleResult, category: type[Warning] | None, sde: SDE, from_prior: bool) -> SampleResult:
