@@ -395,7 +395,7 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "guided classes that are a list": (
         lambda: drawn(guided(), nfe=2, model_kwargs={"y": [0, 1]}),
-        r"^the condition 'y\[0\]' must be a tensor of one row per sample, 2 in all, got 0: classes are an int64 "
+        r"^the condition 'y' must be a tensor of one row per sample, 2 in all, got \[0, 1\]: classes are an int64 "
         r"tensor, as torch\.tensor\(\[3, 7\]\) for two samples$",
     ),
     # Scores and scales.

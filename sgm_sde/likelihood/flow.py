@@ -116,6 +116,7 @@ def log_prob(
     al., 2018, arXiv:1806.07366 (adjoint); Song et al., 2021, arXiv:2101.09258 (decoder).
 
     Examples:
+        >>> import torch
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()
         >>> oracle = sg.oracles.Gaussian(torch.zeros(3), 0.25)
@@ -320,6 +321,7 @@ def choose_probe_basis(
         ValueError: for x that are no images, and as `log_prob`.
 
     Examples:
+        >>> import torch
         >>> import sgm_sde as sg
         >>> C = 0.3 * torch.eye(4) + 0.2 * torch.ones(4, 4)  # brighter as a whole
         >>> oracle = sg.oracles.Gaussian(torch.zeros(1, 2, 2), C)

@@ -186,6 +186,7 @@ def sample(
         LangevinNormWarning: if Langevin's step comes from norms of few numbers.
 
     Examples:
+        >>> import torch
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()
         >>> score = sg.oracles.Gaussian(torch.zeros(3), 0.25).score(sde)

@@ -22,6 +22,7 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -590,8 +591,9 @@ class Classifier(GuidedScore):
 
     @property
     def tilted(self) -> bool:
-        """True if a gradient is added, here or in a part."""
-        return self._changes or super().tilted
+        """True if a gradient is added, here or in a part, and not a classifier's, which falls with the signal."""
+        added = self._changes and not isinstance(self.log_likelihood, LabelLikelihood)
+        return added or super().tilted
 
     def network_evals(self, t: Tensor) -> int:
         """Samples that the score's network sees in a call at t (B,); those of the classifier are not counted."""
@@ -929,7 +931,7 @@ def from_classifier(
     *,
     time_label: TimeLabel | None = None,
     input_scale: Callable[[Tensor], Tensor] | None = None,
-) -> Network:
+) -> LabelLikelihood:
     r"""The log-likelihood $\log p(y \mid x, t)$ of a classifier of noisy data.
 
     Args:
@@ -948,19 +950,45 @@ def from_classifier(
     require_function("the classifier", net, "of (x, label)")
     require_label(time_label)
     require_function("input_scale", input_scale, "of t", 1, optional=True)
+    return LabelLikelihood(net, time_label, input_scale)
 
-    def log_likelihood(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        inputs = network_inputs(x, t, time_label, input_scale)
+
+@dataclass(frozen=True)
+class LabelLikelihood:
+    r"""The log-likelihood of labels by a classifier of noisy data, as `from_classifier` makes it.
+
+    Near pure noise a classifier knows nothing of the label, and its gradient falls with the signal.
+
+    Args:
+        net: logits (B, K).
+        time_label: from t (B,) to what the classifier expects.
+        input_scale: from t (B,) to the factor on x that it expects.
+
+    Examples:
+        >>> log_p = LabelLikelihood(lambda x, t: torch.cat([-x, x], 1), None, None)
+        >>> log_p(torch.zeros(1, 1), torch.ones(1), y=torch.tensor([1]))
+        tensor([-0.6931])
+    """
+
+    net: Network
+    time_label: TimeLabel | None
+    input_scale: Callable[[Tensor], Tensor] | None
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Log-likelihoods (B,) of labels y (B,).
+
+        Raises:
+            ValueError: for logits of another shape than (B, K), and labels that are not integers below K.
+        """
+        inputs = network_inputs(x, t, self.time_label, self.input_scale)
         try:
-            logits = net(*inputs)
+            logits = self.net(*inputs)
         except Exception as error:
             tell_call(error, *inputs, {})
             raise
         if logits.ndim != 2 or len(logits) != len(x):
             raise ValueError(f"a classifier returns logits ({len(x)}, K), got {tuple(logits.shape)}")
         return _log_probability(logits, y)
-
-    return log_likelihood
 
 
 def _log_probability(logits: Tensor, y: Tensor) -> Tensor:
