@@ -372,6 +372,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "grids.Table": (sg.grids.Table, {"*times": (1.0, 0.5)}),
     "grids.rule_name": (sg.grids.rule_name, {"*rule": sg.grids.Karras()}),
     "from_classifier": (sg.guidance.from_classifier, {"*net": net, "time_label": None, "input_scale": None}),
+    "LabelLikelihood": (sg.guidance.LabelLikelihood, {"*net": net, "time_label": None, "input_scale": None}),
     "check_operator": (sg.inverse.check_operator, {"*operator": MASK, "*shape": (2,), "seed": 0}),
     "posterior": (sg.inverse.posterior, {"*oracle": sg.oracles.Gaussian(torch.zeros(2), 1.0), "*measurement": SEEN}),
     "iddpm_cosine": (sg.presets.iddpm_cosine, {"*n": 10}),

@@ -947,9 +947,6 @@ def from_classifier(
         >>> log_p(torch.zeros(1, 1), torch.ones(1), y=torch.tensor([1]))
         tensor([-0.6931])
     """
-    require_function("the classifier", net, "of (x, label)")
-    require_label(time_label)
-    require_function("input_scale", input_scale, "of t", 1, optional=True)
     return LabelLikelihood(net, time_label, input_scale)
 
 
@@ -964,15 +961,23 @@ class LabelLikelihood:
         time_label: from t (B,) to what the classifier expects.
         input_scale: from t (B,) to the factor on x that it expects.
 
+    Raises:
+        TypeError: for what is no function of (x, label), or of t.
+
     Examples:
-        >>> log_p = LabelLikelihood(lambda x, t: torch.cat([-x, x], 1), None, None)
+        >>> log_p = LabelLikelihood(lambda x, t: torch.cat([-x, x], 1))
         >>> log_p(torch.zeros(1, 1), torch.ones(1), y=torch.tensor([1]))
         tensor([-0.6931])
     """
 
     net: Network
-    time_label: TimeLabel | None
-    input_scale: Callable[[Tensor], Tensor] | None
+    time_label: TimeLabel | None = None
+    input_scale: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        require_function("the classifier", self.net, "of (x, label)")
+        require_label(self.time_label)
+        require_function("input_scale", self.input_scale, "of t", 1, optional=True)
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Log-likelihoods (B,) of labels y (B,).
