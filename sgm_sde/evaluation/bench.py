@@ -369,9 +369,10 @@ def _sources(
     reference = reference or own_reference
 
     asked = {"features": (features, FEATURES), "reference": (reference, REFERENCES)}
-    missing = [f"{name}= (--{name}), {kinds}" for name, (given, kinds) in asked.items() if not given]
+    missing = {name: kinds for name, (given, kinds) in asked.items() if not given}
     if missing:
-        raise ValueError(f"none are known that go with the model {model.name!r}: give {'; and '.join(missing)}")
+        wanted = "; and ".join(f"{name}=..., {kinds}" for name, kinds in missing.items())
+        raise ValueError(f"the model {model.name!r} does not bring its {' and '.join(missing)}: give {wanted}")
     return features, reference, baseline
 
 
