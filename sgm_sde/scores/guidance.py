@@ -528,7 +528,8 @@ class Classifier(GuidedScore):
     Args:
         score: the score.
         log_likelihood: `log_likelihood(x, t, **condition)` with x (B, *), t (B,): log p(y | x, t) of each sample (B,);
-            see `from_classifier`.
+            what `from_classifier` makes is known to fall with the signal, and the default errs less on it than on
+            any function, such as a reward.
         scale: w.
         condition: names of the arguments of a call that go to the log-likelihood.
         shared: whether they go to the network, too, as they do for a class-conditional one.
