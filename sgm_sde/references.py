@@ -126,7 +126,7 @@ def _of_class(kind: type) -> list[Work]:
 
 def _documented(thing: object) -> list[Work]:
     """The works in the paragraph "Source:" of a docstring or, where it has none, in its text."""
-    if getattr(thing, "__module__", "").partition(".")[0] == "builtins":
+    if str(getattr(thing, "__module__", "")).partition(".")[0] == "builtins":
         return []
     text = thing.__doc__ or ""
     paragraph = re.search(r"^ *Source:(.*?)(?:\n\s*\n|\Z)", text, re.MULTILINE | re.DOTALL)

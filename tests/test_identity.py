@@ -544,3 +544,25 @@ def test_scores_around_scores_are_written() -> None:
     written = sg.identity.spec(outer)
     assert written["net"]["class"] == sg.identity.spec(law.score(sg.VPSDE()))["class"]
     assert sg.calibrate(outer, sg.VPSDE(), (16, 2), nfe=2, held_out=16, seed=0).error < 0.1
+
+
+OF_NO_MODULE = """
+class Net:
+    def __call__(self, x, t):
+        return self.scaled(x)
+
+    def scaled(self, x):
+        return 0.9 * x
+"""
+
+
+def test_networks_of_no_module() -> None:
+    """What is run by `exec`, as consoles and servers do, has none."""
+    names: dict[str, Any] = {}
+    exec(OF_NO_MODULE, names)
+    net = names["Net"]()
+    assert type(net).__call__.__module__ is None
+
+    score = sg.from_noise(net, SDE)
+    assert sg.sample(score, SDE, (4, 2), nfe=5, seed=0).status.ok
+    assert text(score) == text(sg.from_noise(names["Net"](), SDE))

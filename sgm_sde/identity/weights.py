@@ -107,7 +107,8 @@ def _used_of_object(value: object, names: frozenset[str]) -> list[object]:
 def _methods(value: object, names: Iterable[str]) -> list[object]:
     """Methods of these names that someone wrote for the value's class."""
     found = [getattr(type(value), name, None) for name in names]
-    own = [one for one in found if isinstance(one, FunctionType) and not one.__module__.startswith("torch")]
+    # What is run by `exec` has no module.
+    own = [one for one in found if isinstance(one, FunctionType) and not str(one.__module__).startswith("torch")]
     return [MethodType(method, value) for method in own]
 
 
