@@ -495,6 +495,15 @@ class Reference:
     doubt: float
 
 
+def rk4(slope: Callable[[Tensor, int], Tensor], y: Tensor, h: float) -> Tensor:
+    """One step of RK4, of length h, by the slope of a state at the step's start, middle and end (0, 1, 2)."""
+    k1 = slope(y, 0)
+    k2 = slope(y + h / 2 * k1, 1)
+    k3 = slope(y + h / 2 * k2, 1)
+    k4 = slope(y + h * k3, 2)
+    return y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+
+
 @torch.no_grad()
 def flow(bed: Bed, steps: tuple[int, int]) -> Tensor:
     """The state at `sde.eps`, denoised: RK4 on y = x / alpha, dy/d(sigma/alpha) = noise, in log-SNR."""
@@ -524,11 +533,7 @@ def flow(bed: Bed, steps: tuple[int, int]) -> Tensor:
             noise = bed.score.predict("noise", alpha[j] * y, time, **bed.model_kwargs)
             return -s[j] / 2 * noise
 
-        k1 = slope(y, 0)
-        k2 = slope(y + h / 2 * k1, 1)
-        k3 = slope(y + h / 2 * k2, 1)
-        k4 = slope(y + h * k3, 2)
-        y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        y = rk4(slope, y, h)
     time = torch.full((len(y),), sde.eps, dtype=F64)
     return bed.score.predict("data", float(sde.alpha(sde.eps)) * y, time, **bed.model_kwargs)
 

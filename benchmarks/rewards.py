@@ -135,18 +135,14 @@ class Rewarded:
             score = self.score(alpha * y, t.expand(len(y)))
             return y + self.sde.sigma(t) ** 2 / alpha * score
 
-        def slope(y: Tensor, log_level: float) -> Tensor:
-            return y - estimate(y, log_level)
-
         start = self.sde.time_of_noise_level(torch.tensor(first, dtype=F64).exp())
         y = self.x_T / self.sde.alpha(start)
         for i in range(STEPS):
-            at = first + i * h
-            k1 = slope(y, at)
-            k2 = slope(y + h / 2 * k1, at + h / 2)
-            k3 = slope(y + h / 2 * k2, at + h / 2)
-            k4 = slope(y + h * k3, at + h)
-            y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+
+            def slope(y: Tensor, j: int, at: float = first + i * h) -> Tensor:
+                return y - estimate(y, at + j * h / 2)
+
+            y = beds.rk4(slope, y, h)
         return estimate(y, last)
 
     def errors(self, nfe: int, solver: str | None) -> tuple[Tensor, Tensor]:

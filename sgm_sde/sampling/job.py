@@ -133,8 +133,7 @@ class Job:
 
     def watch(self, score: Score, x: Tensor) -> WatchInBlocks:
         """The watch over a run of some of the samples from states x (b, *)."""
-        density = score.is_density and not score.tilted  # at scale 1 by a likelihood, or by any reward
-        watched = partial(Watch, self.sde, prediction=score.prediction, density=density)
+        watched = partial(Watch, self.sde, prediction=score.prediction, density=score.follows_marginals)
         if self.program is None:
             watched = partial(watched, times=self.grid.times)
         else:

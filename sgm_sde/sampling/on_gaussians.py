@@ -93,11 +93,11 @@ def std_ratio(program: Program, sde: SDE) -> float:
     times = tuple(stage.t for stage in program.stages)
     at = dict(zip(times, kernels(sde, times), strict=True))
     try:
-        of_start_and_noises = _end(program, at, S)
+        end = _end(program, at, S)
     except ZeroDivisionError:  # a prediction that does not exist at alpha = 0 or sigma = 0
         return 1.0
 
-    ends = np.linalg.norm(of_start_and_noises[:, 0], axis=1)
+    ends = np.linalg.norm(end[:, 0, :-1], axis=1)
     ratios = ends / np.sqrt(at[times[-1]].covariance(S)[:, 0, 0])
     ratios[np.isnan(ratios)] = np.inf
     return float(ratios.min())
@@ -122,7 +122,7 @@ def mean_off(program: Program, sde: SDE, scale: float) -> float:
     at = dict(zip(times, kernels(sde, times), strict=True))
     S = np.array([scale])
     try:
-        c = float(_end(program, at, S, mean=True)[0, 0, -1])
+        c = float(_end(program, at, S)[0, 0, -1])
     except ZeroDivisionError:  # a prediction that does not exist at alpha = 0 or sigma = 0
         return 0.0
 
@@ -159,16 +159,16 @@ def misses_gaussians(program: Program, sde: SDE) -> bool:
     return std_ratio(program, sde) >= MISSED
 
 
-def _end(program: Program, at: Mapping[float, Kernel], S: np.ndarray, mean: bool = False) -> np.ndarray:
-    """The factors (scales, k, k + k noises) of independent numbers of size 1, those of the start and of the noises, in
-    the last state; with `mean` a column more, that of the data's mean."""
+def _end(program: Program, at: Mapping[float, Kernel], S: np.ndarray) -> np.ndarray:
+    """The factors (scales, k, k + k noises + 1) in the last state of independent numbers of size 1, those of the start
+    and of the noises, and of the data's mean."""
     start = at[program.stages[0].t]
     k = len(start.mu)
     noises = 1 + max((m for stage in program.stages for m, _ in stage.noises), default=-1)
     states: list[np.ndarray] = []
     evaluations: dict[int, np.ndarray] = {}
     for i, stage in enumerate(program.stages):
-        x = np.zeros((len(S), k, k * (1 + noises) + mean))
+        x = np.zeros((len(S), k, k * (1 + noises) + 1))
         if not states:
             x[:, :, :k] = np.linalg.cholesky(start.covariance(S))
         for j, A in stage.states:
@@ -180,19 +180,18 @@ def _end(program: Program, at: Mapping[float, Kernel], S: np.ndarray, mean: bool
 
         states.append(x)
         if stage.evaluate:
-            evaluations[i] = _evaluated(at[stage.t], program, S, x, mean)
+            evaluations[i] = _evaluated(at[stage.t], program, S, x)
     return states[-1]
 
 
-def _evaluated(kernel: Kernel, program: Program, S: np.ndarray, x: np.ndarray, mean: bool) -> np.ndarray:
+def _evaluated(kernel: Kernel, program: Program, S: np.ndarray, x: np.ndarray) -> np.ndarray:
     """The factors in what a program takes of the network there, of those in the state."""
     k = len(kernel.mu)
     source = "data" if k == 1 else "data_x"
     c_x, c_r = kernel.node.convert(source, program.prediction, program.eta, program.sigma_data)
     G = kernel.denoiser(S)
     of_data = G @ x
-    if mean:
-        of_data[:, :, -1] += 1 - G @ kernel.mu
+    of_data[:, :, -1] += 1 - G @ kernel.mu
     return _array(c_x, k) @ x + _array(c_r, k)[:, :1] * of_data
 
 

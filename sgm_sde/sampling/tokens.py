@@ -142,7 +142,7 @@ class _Watches:
             index = torch.from_numpy(np.flatnonzero(tokens)).to(x.device)
             start = _of_tokens(x, index)
             times = column.program.asked_times
-            density = score.is_density and not score.tilted
+            density = score.follows_marginals
             watch = Watch(sde, times, score.prediction, start, density=density, lags=method.lags)
             self._watched.append((column, index, watch))
             if given and column.program.times[0] == sde.T:

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from numbers import Number
-from typing import NamedTuple, TypeAlias, overload
+from typing import NamedTuple, TypeAlias, TypeGuard, overload
 
 import numpy as np
 import torch
@@ -100,7 +100,7 @@ class AmbiguousArgument(ValueError):
     """An argument of the network of which nothing says whether it has one row per sample or is the same for all."""
 
 
-def is_rows(value: object) -> bool:
+def is_rows(value: object) -> TypeGuard[Rows]:
     """True for a tensor or array of any dimension, and a list or tuple that is no sequence of these.
 
     Examples:
@@ -131,7 +131,7 @@ def each_rows(value: object) -> dict[Path, Rows]:
     found: dict[Path, Rows] = {}
 
     def look(path: Path, leaf: object) -> object:
-        if isinstance(leaf, Tensor | np.ndarray | list | tuple) and is_leaf(leaf):
+        if isinstance(leaf, Tensor) or is_rows(leaf):
             found[path] = leaf
         return leaf
 
@@ -141,7 +141,7 @@ def each_rows(value: object) -> dict[Path, Rows]:
 
 def count_of(value: object) -> int | None:
     """Number of rows of a tensor, array or list; None for what has none."""
-    return len(value) if isinstance(value, Tensor | np.ndarray | list | tuple) and is_rows(value) else None
+    return len(value) if is_rows(value) else None
 
 
 LEAVES = (Tensor, Mark)

@@ -166,6 +166,11 @@ class Score(Value, ReachesNetwork):
         return any(part.guided for part in self.parts)
 
     @property
+    def follows_marginals(self) -> bool:
+        """True if the flow is known to go along the process' marginals: an added gradient may be any function's."""
+        return self.is_density and not self.tilted
+
+    @property
     def tilted(self) -> bool:
         """True for a score that the gradient of a function of x has been added to, and what is made of one."""
         return any(part.tilted for part in self.parts)
