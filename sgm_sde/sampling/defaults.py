@@ -231,6 +231,7 @@ def tilted_settings(data_std: float = 1.0, jumps: Sequence[float] = ()) -> tuple
         >>> [setting.solver.corrector for setting in tilted_settings()]
         [0, 0, 0, 0, 0, 2]
     """
+    data_std = number("data_std", data_std, least=NARROWEST, most=WIDEST)
     jumps = levels_of("jumps", jumps)
     even = Thinned(even_deep=EVEN_DEEP, data_std=data_std, to_data=True, even=1.0)
     grids = [replace(even, even=16.0), *(replace(even, last=last) for last in TILTED_LAST)]

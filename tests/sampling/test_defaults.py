@@ -356,6 +356,8 @@ def test_levels_in_a_tensor() -> None:
         (lambda: sg.defaults.with_room("dpm++2m", 8), "setting must be a Setting, got 'dpm"),
         (lambda: sg.defaults.across(sg.Setting("heun"), [float("nan")]), "a level of jumps"),
         (lambda: sg.defaults.straight_settings(1e6), "data_std must be .* at most 100000, got"),
+        (lambda: sg.defaults.guided_settings(1e6), "data_std must be .* at most 100000, got"),
+        (lambda: sg.defaults.tilted_settings(1e6), "data_std must be .* at most 100000, got"),
         (lambda: sg.defaults.straight_adams(0), "nodes must be an integer of at least 1, got 0"),
         (lambda: sg.defaults.straight_adams(2, 0), "corrector must be an integer of at least 1, got 0"),
         (lambda: sg.defaults.default_setting(sg.CLD(), guided="x"), "guided must be True or False, got 'x'"),
