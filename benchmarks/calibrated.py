@@ -50,11 +50,12 @@ from benchmarks.stopwatch import Stopwatch
 from sgm_sde.calibration import closed
 from sgm_sde.calibration.flow import Flow
 from sgm_sde.calibration.result import as_calibrations
+from sgm_sde.data.images import to_uint8
 from sgm_sde.engine import coordinates
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.evaluation.bench import SHIPPED, black_white
 from sgm_sde.evaluation.metrics import gaussian_frechet
-from sgm_sde.evaluation.metrics.features import load_extractor, to_uint8
+from sgm_sde.evaluation.metrics.features import load_extractor
 from sgm_sde.evaluation.metrics.frechet import moments
 from sgm_sde.evaluation.metrics.reference import load_reference
 from sgm_sde.grids import GridRule

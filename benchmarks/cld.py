@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 import sgm_sde as sg
 from benchmarks import command
+from sgm_sde.evaluation.demo import FEATURES
 from sgm_sde.evaluation.metrics.frechet import frechet_distance
 from sgm_sde.nn.digits import digits_data, load_digits_classifier, load_digits_denoiser, load_digits_velocity
-from sgm_sde.zoo.demo import FEATURES
 from sgm_sde.zoo.shipped import digits_score
 
 BUDGETS = (5, 10, 20, 50, 100)

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 import sgm_sde as sg
 from benchmarks import command
 from benchmarks.train_digits import SIGMA_BINS, loss_by_sigma
+from sgm_sde.evaluation import demo
 from sgm_sde.evaluation.metrics.frechet import frechet_distance
 from sgm_sde.likelihood import BitsPerDimResult
 from sgm_sde.nn.digits import digits_data, load_digits_classifier, load_digits_denoiser
 from sgm_sde.nn.fashion import load_fashion_classifier, load_fashion_denoiser
 from sgm_sde.training import load_images
-from sgm_sde.zoo import demo
 from sgm_sde.zoo.shipped import digits_score, fashion_score
 
 

@@ -86,7 +86,7 @@ _LATER = {
     "cli": "cli",
     "data": "data",
     "defaults": "sampling.defaults",
-    "demo": "zoo.demo",
+    "demo": "evaluation.demo",
     "diagnosis": "sampling.diagnosis",
     "distributed": "runs.distributed",
     "engine": "engine",
@@ -96,7 +96,7 @@ _LATER = {
     "models": "zoo.models",
     "nn": "nn",
     "options": "sampling.options",
-    "pictures": "data.pictures",
+    "pictures": "runs.pictures",
     "references": "references",
     "results": "sampling.results",
     "runs": "runs",
@@ -110,7 +110,7 @@ _LATER = {
     "zoo": "zoo",
 }
 
-_FUNCTIONS_LATER = {"save_grid": "data.pictures"}
+_FUNCTIONS_LATER = {"save_grid": "runs.pictures"}
 
 if TYPE_CHECKING:
     from sgm_sde import calibration as calibration
@@ -126,20 +126,20 @@ if TYPE_CHECKING:
     from sgm_sde import testing as testing
     from sgm_sde import training as training
     from sgm_sde import zoo as zoo
-    from sgm_sde.data import pictures as pictures
-    from sgm_sde.data.pictures import save_grid
     from sgm_sde.evaluation import bench as bench
+    from sgm_sde.evaluation import demo as demo
     from sgm_sde.evaluation import metrics as metrics
     from sgm_sde.runs import distributed as distributed
+    from sgm_sde.runs import pictures as pictures
     from sgm_sde.runs import store as store
     from sgm_sde.runs import team as team
+    from sgm_sde.runs.pictures import save_grid
     from sgm_sde.sampling import defaults as defaults
     from sgm_sde.sampling import diagnosis as diagnosis
     from sgm_sde.sampling import options as options
     from sgm_sde.sampling import results as results
     from sgm_sde.sampling import stepping as stepping
     from sgm_sde.sampling import trials as trials
-    from sgm_sde.zoo import demo as demo
     from sgm_sde.zoo import models as models
 else:
 

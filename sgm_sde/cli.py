@@ -20,7 +20,7 @@ from sgm_sde._utils.checks import check_integer, described, usable_device
 from sgm_sde._utils.elsewhere import CONDITIONS, GUIDANCE, SAMPLES, SOLVERS, STEPS, instead_of
 from sgm_sde._utils.files import JsonMapping, JsonObject, folder_to_write
 from sgm_sde.data.images import read_data
-from sgm_sde.processes.base import has_scalar_marginal
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.schemes import solvers
 from sgm_sde.zoo.models import Model
 
@@ -158,7 +158,7 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
 def _demo(args: argparse.Namespace) -> int:
     import torch
 
-    from sgm_sde.zoo import demo
+    from sgm_sde.evaluation import demo
 
     if args.model == "fashion":
         text = demo.run_fashion(args.out, n=64 if args.n is None else args.n, seed=args.seed)
@@ -236,8 +236,8 @@ def _sample_options(parser: argparse.ArgumentParser) -> None:
 
 def _sample(args: argparse.Namespace) -> int:
     from sgm_sde.calibration.result import at_budget, load_calibration
-    from sgm_sde.data.pictures import are_images
     from sgm_sde.runs import distributed
+    from sgm_sde.runs.pictures import are_images
     from sgm_sde.zoo.models import load_model
 
     model = load_model(args.model)
@@ -270,8 +270,8 @@ def _sample(args: argparse.Namespace) -> int:
 
 def _pictures(args: argparse.Namespace, model: Model) -> None:
     """Pictures for people, and files for other programs."""
-    from sgm_sde.data.pictures import are_images, export, write_grid
     from sgm_sde.evaluation.bench import black_white
+    from sgm_sde.runs.pictures import are_images, export, write_grid
 
     if model.data_range is None or not are_images(model.shape):
         return

@@ -37,7 +37,7 @@ from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood import BoundResult, LogProbResult, elbo, log_prob
 from sgm_sde.likelihood.checks import check_points
 from sgm_sde.likelihood.methods import Method
-from sgm_sde.processes.base import has_scalar_marginal
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling.results import SampleResult
 from sgm_sde.sampling.sampler import sample

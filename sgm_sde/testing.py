@@ -24,8 +24,9 @@ from sgm_sde.evaluation.score_check import ScoreCheck as ScoreCheck
 from sgm_sde.evaluation.score_check import ScoreCheckWarning as ScoreCheckWarning
 from sgm_sde.evaluation.score_check import check_score as check_score
 from sgm_sde.grids import Grid, GridRule, LogSNR
-from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal, require_sde
+from sgm_sde.processes.base import SDE, require_sde
 from sgm_sde.processes.base import CheckError as CheckError
+from sgm_sde.processes.kinds import has_matrix_marginal, has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.schemes import Solver, resolve

@@ -26,7 +26,7 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde import training
-from sgm_sde.evaluation.metrics.features import to_uint8
+from sgm_sde.data.images import to_uint8
 from sgm_sde.likelihood import AdaptiveFlow, FixedGrid, Hutchinson
 
 VP, EDM, FLOW = sg.VPSDE(), sg.EDMSDE(), sg.RectifiedFlowSDE()

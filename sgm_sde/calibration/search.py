@@ -58,7 +58,8 @@ from sgm_sde.calibration.table import Calibrated
 from sgm_sde.engine.noise import one_seed, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.identity import spec
-from sgm_sde.processes.base import has_scalar_marginal, require_sde
+from sgm_sde.processes.base import require_sde
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.runs.store import Store
 from sgm_sde.sampling.defaults import Setting

@@ -1,4 +1,4 @@
-"""Images from idx files, files of arrays, or a folder of pictures."""
+"""Images from idx files, files of arrays, or a folder of pictures, and from samples."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import instance_of
+from sgm_sde._utils.checks import instance_of, range_of, require_values
 from sgm_sde._utils.files import gunzip, load_arrays, load_npz, readable, reading
-from sgm_sde._utils.ranges import DARK, ENOUGH
+from sgm_sde._utils.ranges import DARK, ENOUGH, refuse_other_range
+from sgm_sde._utils.shapes import flat
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,6 +42,33 @@ class Images(NamedTuple):
     def scaled(self) -> Tensor:
         """The images in [-1, 1]: v / 127.5 - 1."""
         return self.pixels.float() / 127.5 - 1
+
+
+def to_uint8(x: Tensor, data_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+    """Samples as 8-bit images: `data_range` becomes 0..255, rounded, and what lies beyond is clipped.
+
+    The one way from samples to images here, EDM's `(x * 127.5 + 128).clip(0, 255)` on [-1, 1]; never an image's own
+    minimum and maximum.
+
+    Args:
+        x: samples (n, *).
+        data_range: the values of black and white, 0 and 255.
+
+    Raises:
+        TypeError: for x that is not floating-point.
+        ValueError: for an empty range, NaN in x, and 8-bit images of another range, which their values show.
+
+    Examples:
+        >>> to_uint8(torch.tensor([[-1.0, 0.0, 1.0, 3.0]])).tolist()
+        [[0, 128, 255, 255]]
+    """
+    lo, hi = range_of("data_range", data_range)
+    require_values("samples", x, "(n, *)")
+    bad = flat(x.isnan()).any(1)
+    if bool(bad.any()):
+        raise ValueError(f"samples must not be NaN, got some in {int(bad.sum())} of {len(x)} samples")
+    refuse_other_range("samples", x, (lo, hi))
+    return ((x - lo) * (255 / (hi - lo)) + 0.5).clamp(0, 255).to(torch.uint8)
 
 
 def read_idx(path: Path) -> Tensor:

@@ -29,7 +29,8 @@ from sgm_sde._utils.elsewhere import OF_BENCHES, named_elsewhere
 from sgm_sde._utils.files import JsonMapping, JsonObject, parse_json, reading
 from sgm_sde._utils.warn import warn
 from sgm_sde.calibration.result import Calibrations, as_calibrations, at_budget, load_calibration
-from sgm_sde.evaluation.metrics.features import Extractor, load_extractor, to_uint8
+from sgm_sde.data.images import to_uint8
+from sgm_sde.evaluation.metrics.features import Extractor, load_extractor
 from sgm_sde.evaluation.metrics.frechet import gaussian_frechet, moments
 from sgm_sde.evaluation.metrics.kernel import LEAST, kernel_distance
 from sgm_sde.evaluation.metrics.neighbours import NEIGHBOURS, prdc

@@ -53,9 +53,10 @@ from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.noise import NoiseSource, NoiseStream, resolve_seeds
 from sgm_sde.grids import Grid
 from sgm_sde.processes import presets
-from sgm_sde.processes.base import CheckError, has_scalar_marginal
+from sgm_sde.processes.base import CheckError
 from sgm_sde.processes.discrete import DiscreteVPSDE
 from sgm_sde.processes.flow import RectifiedFlowSDE
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling.start import PriorWarning, words_if_data_off_prior
 from sgm_sde.schemes.families import DPMSolverPP

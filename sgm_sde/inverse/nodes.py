@@ -23,7 +23,8 @@ from sgm_sde.grids import Grid
 from sgm_sde.inverse.linalg import Linearised
 from sgm_sde.inverse.operators import Measurement
 from sgm_sde.inverse.posterior_scores import require_measurement
-from sgm_sde.processes.base import SDE, has_scalar_marginal
+from sgm_sde.processes.base import SDE
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.schemes.base import Solver, WrappedSolver, called, resolve
 from sgm_sde.schemes.euler import SONG, forward_kernel

@@ -24,7 +24,7 @@ from sgm_sde._utils.shapes import dot, expand, flat
 from sgm_sde._utils.tree import Path
 from sgm_sde.inverse.linalg import HINT, Linearised, Products, conjugate_gradient, conjugate_residual, ratio
 from sgm_sde.inverse.operators import Measurement
-from sgm_sde.processes.base import has_scalar_marginal
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.scores.conditions import ROWS, Numbers
 from sgm_sde.scores.score import Score, require_score
 

@@ -24,7 +24,8 @@ from sgm_sde.likelihood.nodes import Nodes
 from sgm_sde.likelihood.problem import NoNoise, Problem
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
 from sgm_sde.likelihood.trace import TraceScore
-from sgm_sde.processes.base import SDE, has_scalar_marginal
+from sgm_sde.processes.base import SDE
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.schemes import AdaptiveSolver, PredictorCorrector, Solver
 from sgm_sde.scores.score import Score

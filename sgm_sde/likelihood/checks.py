@@ -20,7 +20,8 @@ from sgm_sde._utils.checks import (
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.times import at_ends
 from sgm_sde.likelihood.results import FlowResult, LogProbResult, Unresolved
-from sgm_sde.processes.base import has_scalar_marginal, require_sde
+from sgm_sde.processes.base import require_sde
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
 

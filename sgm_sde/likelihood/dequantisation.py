@@ -22,7 +22,7 @@ from sgm_sde.likelihood.flow import chosen_trace, log_prob
 from sgm_sde.likelihood.joint import joint_log_prob, velocity_bound
 from sgm_sde.likelihood.methods import Hutchinson, Trace, resolve_method
 from sgm_sde.likelihood.results import BitsPerDimResult, LogProbResult
-from sgm_sde.processes.base import has_matrix_marginal
+from sgm_sde.processes.kinds import has_matrix_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.scores.model import BoundScore

@@ -48,7 +48,7 @@ from sgm_sde.likelihood.methods import (
 from sgm_sde.likelihood.problem import Problem
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult, joined
 from sgm_sde.likelihood.trace import BASES, TraceScore
-from sgm_sde.processes.base import has_matrix_marginal
+from sgm_sde.processes.kinds import has_matrix_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.scores.conditions import resolve, rows_at

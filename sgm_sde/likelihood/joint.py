@@ -38,7 +38,7 @@ from sgm_sde.likelihood.nodes import NodeByNode
 from sgm_sde.likelihood.problem import NoNoise, among, replaced
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult, Unresolved
 from sgm_sde.likelihood.trace import Estimate, TraceScore
-from sgm_sde.processes.base import has_matrix_marginal
+from sgm_sde.processes.kinds import has_matrix_marginal
 from sgm_sde.processes.matrix import MatrixSDE, apply
 from sgm_sde.schemes import RK4, RungeKutta
 from sgm_sde.scores.model import checked_conversion

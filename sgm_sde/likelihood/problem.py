@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde.likelihood.trace import Estimate, TraceScore
-from sgm_sde.processes.base import has_scalar_marginal
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 
 FLAT = 20.0  # logarithm of signal over noise beyond which nothing varies

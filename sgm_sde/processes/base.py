@@ -27,12 +27,8 @@ from sgm_sde.engine.times import same_time
 from sgm_sde.identity import Value, is_function, measured, portable
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeIs
-
     from sgm_sde.engine.node import Coefficient
     from sgm_sde.engine.noise import Generators, Seeds
-    from sgm_sde.processes.linear import LinearSDE
-    from sgm_sde.processes.matrix import MatrixSDE
 
 MarginalKind = Literal["scalar", "matrix", "unknown"]
 COEFFICIENTS = 1e-9  # within which the coefficients of a process agree, of their largest
@@ -44,7 +40,7 @@ class CheckError(AssertionError):
 
 def require_sde(sde: object) -> None:
     """Raise TypeError unless `sde` is a forward process."""
-    if _marginal_kind(sde) is None:
+    if not isinstance(sde, SDE):
         raise TypeError(f"sde must be a forward process such as VPSDE(), got {described(sde)}")
 
 
@@ -56,21 +52,6 @@ def in_words_of_both(first: SDE, second: SDE) -> str:
         f"two processes {type(first).__name__} that were made apart, of functions that are equal and not the same: "
         f"make the process once, and give that object to both"
     )
-
-
-def _marginal_kind(sde: object) -> MarginalKind | None:
-    """None for what is no process."""
-    return sde.marginal_kind if isinstance(sde, SDE) else None
-
-
-def has_scalar_marginal(sde: object) -> TypeIs[LinearSDE]:
-    r"""True for a process with $x_t \mid x_0 \sim N(\alpha_t x_0, \sigma_t^2 I)$, numbers alpha(t) and sigma(t)."""
-    return _marginal_kind(sde) == "scalar"
-
-
-def has_matrix_marginal(sde: object) -> TypeIs[MatrixSDE]:
-    r"""True for a process with $z_t \mid x_0 \sim N(\mu_t x_0, \Sigma_t)$, a matrix over the state's blocks."""
-    return _marginal_kind(sde) == "matrix"
 
 
 class Missing(TypeError):

@@ -21,7 +21,7 @@ from sgm_sde._utils.checks import (
 from sgm_sde._utils.shapes import Time, as_time, flat
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.engine.quadrature import gauss_legendre
-from sgm_sde.processes.base import has_matrix_marginal
+from sgm_sde.processes.kinds import has_matrix_marginal
 from sgm_sde.processes.matrix import EARLIEST, MatrixSDE, RateMatrixSDE, double
 from sgm_sde.processes.vp import VPSDE
 

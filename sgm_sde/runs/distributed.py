@@ -39,7 +39,7 @@ from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.identity import fingerprint, portable, spec
 from sgm_sde.likelihood import bits_per_dim
-from sgm_sde.processes.base import has_matrix_marginal, has_scalar_marginal
+from sgm_sde.processes.kinds import has_matrix_marginal, has_scalar_marginal
 from sgm_sde.runs.store import Entry, Store, read_manifest, read_run, read_shard
 from sgm_sde.runs.team import Team
 from sgm_sde.sampling.defaults import Setting

@@ -22,7 +22,8 @@ from sgm_sde._utils.checks import (
 )
 from sgm_sde.grids import Grid, GridRule, Thinned, Uniform, rule
 from sgm_sde.identity import Value
-from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal, require_sde
+from sgm_sde.processes.base import SDE, require_sde
+from sgm_sde.processes.kinds import has_matrix_marginal, has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import EARLIEST
 from sgm_sde.schemes import GDDIM, ExponentialAdams, RectifiedAdams, Rosenbrock, Solver, UniC, resolve

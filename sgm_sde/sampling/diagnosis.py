@@ -67,7 +67,8 @@ from torch import Tensor
 
 from sgm_sde._utils.cache import cached
 from sgm_sde._utils.shapes import dimension, dot, flat, row_sums
-from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal
+from sgm_sde.processes.base import SDE
+from sgm_sde.processes.kinds import has_matrix_marginal, has_scalar_marginal
 from sgm_sde.processes.linear import LinearNode, LinearSDE
 from sgm_sde.processes.matrix import MatrixNode, MatrixSDE
 

@@ -18,7 +18,8 @@ from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, re
 from sgm_sde.engine.program import Program
 from sgm_sde.engine.times import same_time
 from sgm_sde.grids import Grid
-from sgm_sde.processes.base import SDE, has_scalar_marginal
+from sgm_sde.processes.base import SDE
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.sampling.defaults import Setting
 from sgm_sde.sampling.diagnosis import Watch, size_of_start
 from sgm_sde.sampling.on_gaussians import is_unsuited

@@ -26,7 +26,8 @@ from sgm_sde._utils.cache import cached
 from sgm_sde.engine.matrix import Matrix, number
 from sgm_sde.engine.node import Coefficient, Node
 from sgm_sde.engine.program import Program
-from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal
+from sgm_sde.processes.base import SDE
+from sgm_sde.processes.kinds import has_matrix_marginal, has_scalar_marginal
 from sgm_sde.schemes import AdaptiveSolver, Solver
 
 MOST_CALLS = 100  # of tables that are looked at: with more, no solver in the registry misses

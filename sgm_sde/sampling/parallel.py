@@ -13,7 +13,7 @@ from sgm_sde.engine.executor import Run
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.parallel import Frozen, Rows, picard
 from sgm_sde.engine.program import Program
-from sgm_sde.processes.base import has_scalar_marginal
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.scores.conditions import resolve, rows_at
 from sgm_sde.scores.model import BoundScore, checked_conversion
 

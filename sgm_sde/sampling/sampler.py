@@ -31,7 +31,8 @@ from sgm_sde.grids import Grid, GridRule, TokenGrid
 from sgm_sde.likelihood import along, checks
 from sgm_sde.likelihood.checks import LikelihoodWarning
 from sgm_sde.likelihood.methods import TRACES, Trace
-from sgm_sde.processes.base import SDE, has_scalar_marginal
+from sgm_sde.processes.base import SDE
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.sampling.compiled import compile_network
 from sgm_sde.sampling.defaults import Setting
 from sgm_sde.sampling.diagnosis import ImplausibleWarning, advice, strange_starts

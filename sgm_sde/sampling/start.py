@@ -30,7 +30,8 @@ from torch import Tensor
 
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.units import FEW_NUMBERS, principal
-from sgm_sde.processes.base import SDE, has_matrix_marginal
+from sgm_sde.processes.base import SDE
+from sgm_sde.processes.kinds import has_matrix_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling.diagnosis import ImplausibleWarning, scales_at_T
 from sgm_sde.sampling.resolution import ENOUGH, THE_SAME

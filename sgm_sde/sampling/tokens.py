@@ -22,7 +22,8 @@ from sgm_sde.engine.times import in_words_of_table
 from sgm_sde.engine.tokens import Column, TokenProgram, align
 from sgm_sde.grids import Grid, TokenGrid
 from sgm_sde.processes import LinearSDE
-from sgm_sde.processes.base import SDE, has_scalar_marginal
+from sgm_sde.processes.base import SDE
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.sampling.defaults import Setting, default_setting
 from sgm_sde.sampling.diagnosis import Watch, listed, size_of_start, strange_starts
 from sgm_sde.sampling.job import StartArguments

@@ -22,7 +22,8 @@ from sgm_sde._utils.warn import warn
 from sgm_sde.engine.noise import Generators, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import Thinned
-from sgm_sde.processes.base import has_scalar_marginal, require_sde
+from sgm_sde.processes.base import require_sde
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling.candidates import default_candidates, scale_of_candidates
 from sgm_sde.sampling.defaults import Setting

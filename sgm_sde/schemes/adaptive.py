@@ -31,7 +31,8 @@ from sgm_sde.engine.coordinates import COORDINATES
 from sgm_sde.engine.phi import phi_values
 from sgm_sde.engine.places import AtPlaces
 from sgm_sde.identity import Value
-from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal
+from sgm_sde.processes.base import SDE
+from sgm_sde.processes.kinds import has_matrix_marginal, has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE, MarginalAt
 from sgm_sde.processes.predictions import convert
 from sgm_sde.schemes.base import AdaptiveSolver, Problem, TableauMethod

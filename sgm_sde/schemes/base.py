@@ -21,7 +21,8 @@ from sgm_sde.engine.noise import NoiseSource, SampleSeeds
 from sgm_sde.engine.program import Form, Program, Step, compile_program
 from sgm_sde.grids import ELSEWHERE, RULES, Grid, GridRule, rule
 from sgm_sde.identity import Value
-from sgm_sde.processes.base import SDE, Missing, has_scalar_marginal, require_sde
+from sgm_sde.processes.base import SDE, Missing, require_sde
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.schemes.tableaus import Tableau
 from sgm_sde.scores.model import BoundScore

@@ -21,7 +21,8 @@ from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Form, Program, Step
 from sgm_sde.grids import Grid
 from sgm_sde.identity import Value
-from sgm_sde.processes.base import SDE, has_scalar_marginal
+from sgm_sde.processes.base import SDE
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.schemes.base import Solver, WrappedSolver, resolve
 from sgm_sde.schemes.euler import SONG
 from sgm_sde.scores.model import BoundScore

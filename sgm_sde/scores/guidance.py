@@ -49,7 +49,8 @@ from sgm_sde._utils.shapes import expand, in_range
 from sgm_sde._utils.tree import Arguments, Conditions, Path, each_leaf, map_leaves, shown
 from sgm_sde.engine.times import ROUNDING
 from sgm_sde.grids import Grid
-from sgm_sde.processes.base import has_scalar_marginal, in_words_of_both
+from sgm_sde.processes.base import in_words_of_both
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.calls import tell_call
 from sgm_sde.scores.conditions import (

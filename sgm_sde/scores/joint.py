@@ -10,7 +10,8 @@ from torch import Tensor
 from sgm_sde._utils.checks import FAR, described, known_arguments, number
 from sgm_sde._utils.elsewhere import OF_SCORES
 from sgm_sde._utils.shapes import expand
-from sgm_sde.processes.base import SDE, has_matrix_marginal
+from sgm_sde.processes.base import SDE
+from sgm_sde.processes.kinds import has_matrix_marginal
 from sgm_sde.processes.matrix import MatrixSDE, apply, double
 from sgm_sde.scores.score import Network, Score
 from sgm_sde.scores.time_labels import TimeLabel

@@ -19,7 +19,7 @@ from sgm_sde._utils.checks import check_integer, described, is_dense, numbers, r
 from sgm_sde._utils.elsewhere import OF_ORACLES, Constructed
 from sgm_sde._utils.shapes import Time, batch_time, expand, require_times
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
-from sgm_sde.processes.base import has_matrix_marginal, has_scalar_marginal
+from sgm_sde.processes.kinds import has_matrix_marginal, has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE, apply, double
 from sgm_sde.scores.joint import DenoiserScore

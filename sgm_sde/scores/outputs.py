@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import sizes
 from sgm_sde.identity import measured
-from sgm_sde.processes.base import SDE, has_scalar_marginal, measuring_times
+from sgm_sde.processes.base import SDE, measuring_times
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.scores.score import Score
 
 TIMES = 5  # at which a score is measured

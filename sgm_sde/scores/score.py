@@ -27,14 +27,8 @@ from sgm_sde.engine.program import MATRIX_OUTPUTS, PREDICTIONS
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.engine.times import require_inside
 from sgm_sde.identity import ReachesNetwork, Value, Writer, class_name, fields_of
-from sgm_sde.processes.base import (
-    SDE,
-    has_matrix_marginal,
-    has_scalar_marginal,
-    in_words_of_both,
-    measuring_times,
-    require_sde,
-)
+from sgm_sde.processes.base import SDE, in_words_of_both, measuring_times, require_sde
+from sgm_sde.processes.kinds import has_matrix_marginal, has_scalar_marginal
 from sgm_sde.scores.calls import require_network, tell_call
 from sgm_sde.scores.conditions import ROWS, bare
 from sgm_sde.scores.time_labels import TimeLabel, require_label

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, described, flag, number, require_function
 from sgm_sde.engine import coordinates
-from sgm_sde.processes.base import has_scalar_marginal
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.processes.linear import no_ladder
 
 if TYPE_CHECKING:

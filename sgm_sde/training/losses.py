@@ -46,7 +46,7 @@ from sgm_sde._utils.shapes import as_time, dimension, expand, flat, require_time
 from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.times import ROUNDING
 from sgm_sde.processes import LinearSDE
-from sgm_sde.processes.base import has_scalar_marginal
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.processes.predictions import convert, weights
 from sgm_sde.scores import Score
 from sgm_sde.training.times import Times, Uniform

@@ -19,7 +19,8 @@ from sgm_sde._utils.checks import check_integer, described, flag, instance_of, n
 from sgm_sde._utils.shapes import cpu_float64
 from sgm_sde.engine.times import at_ends
 from sgm_sde.processes import SDE, LinearSDE
-from sgm_sde.processes.base import has_scalar_marginal, require_sde
+from sgm_sde.processes.base import require_sde
+from sgm_sde.processes.kinds import has_scalar_marginal
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.cli import main
+from sgm_sde.evaluation.demo import fashion_bits, run_fashion
 from sgm_sde.evaluation.metrics.frechet import gaussian_frechet
 from sgm_sde.nn.fashion import (
     CLASSES,
@@ -19,7 +20,6 @@ from sgm_sde.nn.fashion import (
     load_fashion_statistics,
 )
 from sgm_sde.nn.unet import EDMPreconditioned
-from sgm_sde.zoo.demo import fashion_bits, run_fashion
 from sgm_sde.zoo.shipped import fashion_score
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import sgm_sde as sg
-from sgm_sde.evaluation.metrics.features import to_uint8
+from sgm_sde.data.images import to_uint8
 
 LEVELS = torch.arange(256.0)
 GENERATOR = torch.Generator().manual_seed(0)

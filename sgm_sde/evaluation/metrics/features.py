@@ -18,9 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._utils.checks import range_of, require_values, unknown
-from sgm_sde._utils.ranges import refuse_other_range
-from sgm_sde._utils.shapes import flat
+from sgm_sde._utils.checks import unknown
 from sgm_sde.identity import fingerprint
 from sgm_sde.nn.digits import load_digits_classifier
 from sgm_sde.nn.fashion import FEATURES as FASHION
@@ -78,33 +76,6 @@ class Extractor:
         if not bool(rows.isfinite().all()):
             raise ValueError(f"{self.name} returned features that are not finite")
         return rows
-
-
-def to_uint8(x: Tensor, data_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
-    """Samples as 8-bit images: `data_range` becomes 0..255, rounded, and what lies beyond is clipped.
-
-    The one way from samples to images here, EDM's `(x * 127.5 + 128).clip(0, 255)` on [-1, 1]; never an image's own
-    minimum and maximum.
-
-    Args:
-        x: samples (n, *).
-        data_range: the values of black and white, 0 and 255.
-
-    Raises:
-        TypeError: for x that is not floating-point.
-        ValueError: for an empty range, NaN in x, and 8-bit images of another range, which their values show.
-
-    Examples:
-        >>> to_uint8(torch.tensor([[-1.0, 0.0, 1.0, 3.0]])).tolist()
-        [[0, 128, 255, 255]]
-    """
-    lo, hi = range_of("data_range", data_range)
-    require_values("samples", x, "(n, *)")
-    bad = flat(x.isnan()).any(1)
-    if bool(bad.any()):
-        raise ValueError(f"samples must not be NaN, got some in {int(bad.sum())} of {len(x)} samples")
-    refuse_other_range("samples", x, (lo, hi))
-    return ((x - lo) * (255 / (hi - lo)) + 0.5).clamp(0, 255).to(torch.uint8)
 
 
 def load_extractor(

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import unknown
 from sgm_sde._utils.files import JsonMapping, JsonObject, parse_json, reading
-from sgm_sde.data.images import read_data
-from sgm_sde.evaluation.metrics.features import Extractor, to_uint8
+from sgm_sde.data.images import read_data, to_uint8
+from sgm_sde.evaluation.metrics.features import Extractor
 from sgm_sde.evaluation.metrics.frechet import moments
 from sgm_sde.identity import fingerprint
 from sgm_sde.nn.digits import digits_data

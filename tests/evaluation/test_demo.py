@@ -10,8 +10,8 @@ import torch
 
 import sgm_sde as sg
 from sgm_sde.cli import main
+from sgm_sde.evaluation import demo
 from sgm_sde.nn.digits import load_digits_classifier
-from sgm_sde.zoo import demo
 from sgm_sde.zoo.shipped import digits_score
 from tests.conventions import case_id
 

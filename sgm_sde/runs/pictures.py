@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, instance_of, one_of, range_of, require_values
 from sgm_sde._utils.files import readable
-from sgm_sde.evaluation.metrics.features import to_uint8 as to_uint8
+from sgm_sde.data.images import to_uint8
 from sgm_sde.runs.store import read_run, write_atomically
 
 __all__ = ["export", "save_grid", "write_grid"]

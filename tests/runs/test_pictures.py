@@ -11,10 +11,10 @@ import torch
 
 import sgm_sde as sg
 from sgm_sde.cli import main
-from sgm_sde.data.pictures import save_grid
+from sgm_sde.data.images import to_uint8
 from sgm_sde.evaluation.bench import black_white
-from sgm_sde.evaluation.metrics.features import to_uint8
 from sgm_sde.runs import distributed
+from sgm_sde.runs.pictures import save_grid
 
 RUN = ["sample", "--model", "digits", "-n", "11", "--batch", "4", "--nfe", "4", "--device", "cpu", "--quiet", "--out"]
 

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from sgm_sde import __version__
 from sgm_sde._utils.files import JsonObject
+from sgm_sde.data.images import to_uint8
 from sgm_sde.engine.noise import one_seed
-from sgm_sde.evaluation.metrics.features import Extractor, load_extractor, to_uint8
+from sgm_sde.evaluation.metrics.features import Extractor, load_extractor
 from sgm_sde.evaluation.metrics.frechet import FrechetResult, frechet_distance
 from sgm_sde.likelihood import BitsPerDimResult, bits_per_dim
 from sgm_sde.nn.digits import digits_data, load_digits_classifier
