@@ -30,9 +30,10 @@ import sgm_sde as sg
 from benchmarks import command, peers
 from sgm_sde.data.images import to_uint8
 from sgm_sde.engine.noise import NoiseStream
-from sgm_sde.evaluation.bench import METRICS, SHIPPED, black_white
+from sgm_sde.evaluation.bench import SHIPPED, black_white
 from sgm_sde.evaluation.metrics.features import load_extractor
 from sgm_sde.evaluation.metrics.reference import load_reference
+from sgm_sde.evaluation.results import METRICS
 
 OURS = "sgm_sde"
 METHODS = (

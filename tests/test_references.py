@@ -15,7 +15,7 @@ from sgm_sde.references import AUTHORS_AND_YEAR, IDENTIFIER, Work, cited, works,
 from tests.test_fuzz import public
 
 SOLVERS = [*sg.solvers(), "scipy:RK45", "torchdiffeq:dopri5", "torchsde:euler"]
-ELSEWHERE = ("testing.py", "metrics", "nn")  # what nobody's run is made with
+ELSEWHERE = ("testing", "metrics", "nn")  # what nobody's run is made with
 
 
 def keys(*parts: object) -> list[str]:

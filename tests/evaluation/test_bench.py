@@ -20,12 +20,13 @@ from torch import Tensor, nn
 import sgm_sde as sg
 from sgm_sde.cli import main
 from sgm_sde.data.images import to_uint8
-from sgm_sde.evaluation.bench import PROTOCOL, ROW, BenchResult, RunOptions, bench, load_result
+from sgm_sde.evaluation.bench import BenchResult, RunOptions, bench, load_result
 from sgm_sde.evaluation.metrics import features as extractors
 from sgm_sde.evaluation.metrics import frechet_distance
 from sgm_sde.evaluation.metrics import reference as references
 from sgm_sde.evaluation.metrics.features import Extractor, load_extractor
 from sgm_sde.evaluation.metrics.reference import load_reference, measure
+from sgm_sde.evaluation.results import PROTOCOL, ROW
 from sgm_sde.nn.digits import digits_data
 from sgm_sde.runs import distributed
 from sgm_sde.zoo.models import Model
