@@ -18,7 +18,8 @@ from torch import Tensor
 import sgm_sde as sg
 from sgm_sde.calibration.flow import Flow
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
-from sgm_sde.grids import RULES, _standstill, rule_name
+from sgm_sde.grids import RULES, rule_name
+from sgm_sde.grids.thinned import _standstill
 from sgm_sde.sampling.trials import WHOLE
 from sgm_sde.schemes import resolve
 from tests.conventions import case_id, some_slow
