@@ -1,4 +1,4 @@
-"""What a benchmark measured: files, tables and plots of it."""
+"""Files, tables and plots of what a benchmark measured."""
 
 from __future__ import annotations
 

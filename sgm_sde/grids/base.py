@@ -1,4 +1,4 @@
-"""What places a number of times between the start and the end of sampling."""
+"""A rule that places times between the start and the end of sampling."""
 
 from __future__ import annotations
 

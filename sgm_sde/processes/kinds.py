@@ -1,4 +1,4 @@
-"""What is known of the marginal of a process, for those who need alpha(t) and sigma(t), or matrices in their place."""
+"""Kinds of processes by their marginal, for those who need alpha(t) and sigma(t), or matrices in their place."""
 
 from __future__ import annotations
 

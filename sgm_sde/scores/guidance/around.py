@@ -1,4 +1,4 @@
-"""What is laid around a score: the length and direction of its guidance, its values, its layers."""
+"""Scores around another, with its guidance rescaled or projected, its layers weakened, its estimates bounded."""
 
 from __future__ import annotations
 
