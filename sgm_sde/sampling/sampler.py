@@ -250,16 +250,19 @@ def sample(
 
 
 def _warn_of_data(result: SampleResult, job: Job, score: Score) -> None:
-    """A warning where samples show data of a place or scale that the solver does not suit, of the first that it is."""
+    """Warnings where samples show data of a place or scale that the solver does not suit."""
     level = job.last_level
-    if level and (words := words_if_unresolved(result.x, level, job.sde)):
-        warn(words, UnresolvedWarning)
-        return
+    unresolved = words_if_unresolved(result.x, level, job.sde) if level else ""
+    if unresolved:
+        warn(unresolved, UnresolvedWarning)
 
     plain = not (score.guided or score.coupled or score.jumps)  # as it was measured
     if not (plain and job.is_default and job.program is not None):
         return
-    if words := words_if_wide(result.x, result.nfe, job.sde) or words_if_away(result.x, job.program, job.sde):
+    words = words_if_wide(result.x, result.nfe, job.sde)
+    if not (words or unresolved):
+        words = words_if_away(result.x, job.program, job.sde)
+    if words:
         warn(words, ScaleWarning)
 
 

@@ -12,6 +12,7 @@ import sgm_sde as sg
 from sgm_sde.sampling.defaults import scale_of_data
 from sgm_sde.sampling.on_gaussians import mean_off
 from sgm_sde.sampling.planning import plan
+from sgm_sde.sampling.resolution import UnresolvedWarning
 from sgm_sde.sampling.scale import ScaleWarning, words_if_away, words_if_wide
 from tests.conventions import case_id
 
@@ -63,6 +64,16 @@ def test_runs_that_are_not_told(scale: float, options: dict[str, Any]) -> None:
     """Data of about unit scale, enough calls, solvers that are named, few samples, and networks of few calls."""
     found = sg.sample(score_of(scale), DDPM, **({"shape": (64, 1), "seed": 0} | options))
     assert found.status.ok
+
+
+def test_data_of_two_scales_are_told_of_both() -> None:
+    """A column that the last call does not resolve does not hide that the others are wide."""
+    std = torch.tensor([1e-3, 1.0, 300.0, 500.0], dtype=F64)
+    sde = sg.EDMSDE(1e-4, 5000.0)
+    score = sg.oracles.Gaussian(torch.zeros(4, dtype=F64), std.square().diag()).score(sde)
+    wide = pytest.warns(ScaleWarning, match=r"with 8 calls .*data_std=\d+")
+    with wide, pytest.warns(UnresolvedWarning, match="1 of 4"):
+        sg.sample(score, sde, (256, 4), nfe=8, seed=0, execution=sg.Execution(dtype=F64))
 
 
 WIDE_EDM = sg.EDMSDE(sigma_min=0.02, sigma_max=800.0)
