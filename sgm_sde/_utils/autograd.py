@@ -190,7 +190,8 @@ def _reaches(value: Tensor, x: Tensor) -> bool:
     if value.grad_fn is None:
         return value is x
 
-    goal = get_gradient_edge(x).node
+    with torch.enable_grad():  # which torch 2.4 needs for the edge of a leaf
+        goal = get_gradient_edge(x).node
     found: set[Node] = set()
     ahead: list[Node] = [value.grad_fn]
     while ahead:

@@ -225,7 +225,7 @@ def device_of(score: Score, device: torch.device | str | None) -> torch.device:
     if device is not None:
         return usable_device("device", device)
     parameter = score.parameter
-    return torch.get_default_device() if parameter is None else parameter.device
+    return torch.empty(0).device if parameter is None else parameter.device  # of a `with torch.device(...)`, too
 
 
 def begin(score: Score, sde: SDE, start: StartArguments, asked: StepArguments, noise: str | None) -> Job:
