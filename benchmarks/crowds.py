@@ -11,9 +11,10 @@ in crowds.json as they are measured, so that they can be measured one at a time.
 - `fixed`: a call of one step; what is left beside the step is the call.
 - `memory`: peak of all tensors and arrays of a run of a million samples, in states.
 - `adaptive`: a run of an embedded pair, and `log_prob` of samples, beside what network calls and vector-Jacobian
-  products take of it, and `ggf` beside a loop of as many attempts that takes its noise from `torch.randn`, on as many
-  samples as are on their way on average. `network` says on what: a mixture of two Gaussians is about the least that a
-  score can cost, and a perceptron on two moons what people have in two dimensions.
+  products take of it; the pair also beside a loop of the same decisions, and `ggf` beside one of as many attempts that
+  takes its noise from `torch.randn`, on as many samples as are on their way on average. `network` says on what: a
+  mixture of two Gaussians is about the least that a score can cost, and a perceptron on two moons what people have in
+  two dimensions.
 - `path`: noise="path" beside independent noise, in runs on a grid; and draws alone beside as many increments of paths
   at places of each sample's own, as `ggf` asks for them, and at the same places for all, as torchsde does.
 - `metrics`: each of two sets of normal vectors of two numbers.
@@ -44,6 +45,7 @@ from sgm_sde.engine.brownian import BrownianTree, PathWithArea
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.sampling.diagnosis import ImplausibleWarning
 from sgm_sde.schemes import GGF
+from sgm_sde.schemes.tableaus import EmbeddedTableau
 
 STEPS = 20
 SIZES = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
@@ -53,6 +55,7 @@ MANY = 1_000_000
 METHOD = "ancestral"
 MOONS = "moons-vp-0"
 SDE = overhead.SDE
+PAIRS = {"bosh3": sg.tableaus.BOSH3, "dopri5": sg.tableaus.DOPRI5, "tsit5": sg.tableaus.TSIT5}
 
 
 def least(runs: dict[str, Callable[[], Any]], turns: int) -> dict[str, float]:
@@ -184,12 +187,94 @@ def ggf_loop(score: sg.Score, sde: sg.VPSDE, b: int, d: int, attempts: int) -> C
     return run
 
 
+def pair_loop(score: sg.Score, sde: sg.VPSDE, pair: EmbeddedTableau, x: Tensor) -> Callable[[], Tensor]:
+    """A run of a pair from x (B, 2) as one writes it without a library, for a network of data or noise.
+
+    The decisions are those of `Adaptive`, by its defaults: a step of each sample's own in sigma / (alpha + sigma), and
+    samples that have arrived leave. Nothing is checked, counted or told.
+    """
+    solver = sg.Adaptive(pair)
+    control = solver.controller
+    q = pair.error_order
+    rows = [[(j, w) for j, w in enumerate(row) if w] for row in (*pair.a, *pair.e)]
+    of_data = score.prediction == "data"
+    half = sde.beta_min / 2
+    slope = (sde.beta_max - sde.beta_min) / 2
+    ends = sde.nodes([sde.T, sde.eps])
+    start, end = (node.sigma / (node.alpha + node.sigma) for node in ends)
+    x_of_start, x_of_end = (node.alpha + node.sigma for node in ends)
+
+    def f(u: Tensor, z: Tensor) -> Tensor:
+        alpha, sigma = (1 - u).float(), u.float()
+        square = (sigma / alpha).square()
+        B = torch.log1p(square)
+        t = (B / (half + (half**2 + slope * B).sqrt())).clamp(sde.eps, sde.T)
+        scale = (1 + square).rsqrt() / alpha
+        output = score.net(scale[:, None] * z, t)
+        return (z - output) / sigma[:, None] if of_data else (output - z) / alpha[:, None]
+
+    def norm(error: Tensor, y: Tensor, end: Tensor) -> Tensor:
+        scale = solver.atol + solver.rtol * torch.maximum(y.abs(), end.abs())
+        return (error / scale).square().mean(1).sqrt().double()
+
+    def combined(k: list[Tensor], row: list[tuple[int, float]]) -> Tensor:
+        (j, w), *others = row
+        total = k[j] * w
+        for j, w in others:
+            total.add_(k[j], alpha=w)
+        return total
+
+    def first_step(u: Tensor, z: Tensor, k: Tensor) -> Tensor:
+        size, speed = norm(z, z, z), norm(k, z, z)
+        trial = torch.minimum(0.01 * size / speed, u - end)
+        moved = z - trial.float()[:, None] * k
+        steepest = torch.maximum(speed, norm(f(u - trial, moved) - k, z, z) / trial)
+        return -torch.minimum(100 * trial, (0.01 / steepest) ** (1 / q))
+
+    def run() -> Tensor:
+        samples = torch.arange(len(x))
+        result = torch.empty_like(x)
+        z = x / x_of_start
+        u = torch.full((len(x),), start, dtype=torch.float64)
+        k = f(u, z)
+        h = first_step(u, z, k)
+        last, grows = torch.ones_like(u), torch.ones_like(u, dtype=torch.bool)
+
+        while len(samples):
+            arrives = h <= end - u
+            h = torch.where(arrives, end - u, h)
+            u_next = torch.where(arrives, end, u + h)
+            step = h.float()[:, None].expand_as(z).contiguous()
+            slopes = [k]
+            for c, row in zip(pair.c[1:], rows[1:], strict=False):
+                y = torch.addcmul(z, combined(slopes, row), step)
+                slopes.append(f(u_next if c == 1 else u + c * h, y))
+            error = norm(combined(slopes, rows[-1]) * step, z, y)
+
+            ok = error <= 1
+            factor = control.safety * error ** (-control.integral / q)
+            factor = factor * last.clamp_min(1e-4) ** (control.proportional / q)
+            factor = factor.clamp(control.smallest, control.largest)
+            factor = torch.where(grows, factor, factor.clamp_max(1))
+            shorter = (control.safety * error ** (-1 / q)).clamp(control.smallest, control.safety)
+            h = h * torch.where(ok, factor, shorter)
+
+            u, last, grows = torch.where(ok, u_next, u), torch.where(ok, error, last), ok
+            z, k = (torch.where(ok[:, None], new, old) for new, old in ((y, z), (slopes[-1], k)))
+            there = ok & arrives
+            if there.any():
+                result[samples[there]] = z[there]
+                samples, z, k, u, h, last, grows = (v[~there] for v in (samples, z, k, u, h, last, grows))
+        return result * x_of_end
+
+    return run
+
+
 def adaptive(n: int = 10_000, d: int = 2) -> list[dict[str, Any]]:
     """What finds its own steps beside its calls, or its attempts."""
     sde = sg.VPSDE()
     rows = []
-    names = ("bosh3", "dopri5", "tsit5", "ggf", "log_prob")
-    for (network, score), name in itertools.product(scores(sde, d).items(), names):
+    for (network, score), name in itertools.product(scores(sde, d).items(), (*PAIRS, "ggf", "log_prob")):
         watch = Stopwatch()
         timed = copy.copy(score)
         timed.net = watch.around(score.net)
@@ -208,8 +293,15 @@ def adaptive(n: int = 10_000, d: int = 2) -> list[dict[str, Any]]:
             found = least(runs, 2)
             rows.append(row | found | {"of the loop": found["ours"] / found["loop"]})
         else:
-            whole, calls = least_and_calls(ours, watch, turns=2 if name == "log_prob" else 6)
+            turns = 2 if name == "log_prob" else 6
+            whole, calls = least_and_calls(ours, watch, turns)
             rows.append(row | {"ours": whole, "calls": calls, "of the calls": whole / calls})
+            if name in PAIRS:
+                start = sde.prior_transform(
+                    NoiseStream(SampleSeeds(0, range(n)), "prior").normal((n, d), torch.float32)
+                )
+                loop, of_loop = least_and_calls(pair_loop(timed, sde, PAIRS[name], start), watch, turns)
+                rows[-1] |= {"loop": loop, "loop of its calls": loop / of_loop, "of the loop": whole / loop}
     return rows
 
 

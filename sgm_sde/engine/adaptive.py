@@ -116,8 +116,7 @@ class Active:
         last_accepted: whether the previous attempt was accepted, so that `carry` belongs to the current state.
         may_grow: whether the next step may be longer.
         nan_count: consecutive attempts with a NaN error.
-        accepted: accepted steps so far.
-        rejected: rejected ones.
+        rejected: rejected steps so far.
     """
 
     samples: np.ndarray
@@ -130,7 +129,6 @@ class Active:
     last_accepted: np.ndarray
     may_grow: np.ndarray
     nan_count: np.ndarray
-    accepted: np.ndarray
     rejected: np.ndarray
 
     @property
@@ -145,7 +143,7 @@ class Active:
         carry = tuple(part.index_select(0, rows) for part in self.carry)
         columns = (
             self.u, self.h, self.u_next, self.last_error, self.last_accepted, self.may_grow, self.nan_count,
-            self.accepted, self.rejected,
+            self.rejected,
         )  # fmt: skip
         return Active(self.samples[at], y, carry, *(column.take(at) for column in columns))
 
@@ -270,6 +268,7 @@ class _Running:
 
     Attributes:
         active: the samples that are still on their way.
+        attempts: those of each of these so far.
     """
 
     def __init__(
@@ -298,6 +297,7 @@ class _Running:
         self.accepted = np.zeros(n, dtype=np.int64)
         self.rejected = np.zeros(n, dtype=np.int64)
         self.outcome = np.full(n, ON_THE_WAY)
+        self.attempts = 0
 
         self.active = Active(
             samples=np.arange(n),
@@ -310,7 +310,6 @@ class _Running:
             last_accepted=np.zeros(n, dtype=bool),
             may_grow=np.ones(n, dtype=bool),
             nan_count=np.zeros(n, dtype=np.int64),
-            accepted=np.zeros(n, dtype=np.int64),
             rejected=np.zeros(n, dtype=np.int64),
         )
 
@@ -348,13 +347,11 @@ class _Running:
         self.stepper.advance(active.samples, active.u, ok)
 
         active.last_error = _choose_numbers(failed, error, active.last_error)
-        active.nan_count = _choose_numbers(
-            np.flatnonzero(~known), np.zeros_like(active.nan_count), active.nan_count + 1
-        )
+        active.nan_count = np.where(known, 0, active.nan_count + 1)
         active.last_accepted = ok
         active.may_grow = ok
-        active.accepted += ok
         active.rejected[failed] += 1
+        self.attempts += 1
         return ok
 
     def _errors(self, attempt: Attempt) -> tuple[np.ndarray, np.ndarray]:
@@ -383,12 +380,11 @@ class _Running:
     def outcomes(self, ok: np.ndarray, arrives: np.ndarray) -> np.ndarray:
         """Outcome of each sample (b,), as a number of `OUTCOMES`; 0 for those that are still on their way."""
         active = self.active
-        attempts = active.accepted + active.rejected
         tiny = np.abs(active.h) < self.smallest
 
         # The last reason that holds counts.
         reasons = (
-            (OUT_OF_STEPS, attempts >= self.max_steps[active.samples]),
+            (OUT_OF_STEPS, self.attempts >= self.max_steps[active.samples]),
             (STEP_TOO_SMALL, tiny),
             (NOT_FINITE, active.nan_count >= ATTEMPTS_AT_NAN),
             (NOT_FINITE, (active.nan_count > 0) & tiny),
@@ -396,7 +392,7 @@ class _Running:
         )
         ended = np.full(len(ok), ON_THE_WAY)
         for reason, holds in reasons:
-            ended[holds] = OUTCOMES.index(reason)
+            np.putmask(ended, holds, OUTCOMES.index(reason))
         return ended
 
     def retire(self, ended: np.ndarray) -> None:
@@ -409,7 +405,7 @@ class _Running:
         samples = active.samples[leaving]
         self.outcome[samples] = ended[leaving]
         self.t[samples] = active.u[leaving]
-        self.accepted[samples] = active.accepted[leaving]
+        self.accepted[samples] = self.attempts - active.rejected[leaving]
         self.rejected[samples] = active.rejected[leaving]
 
         self._keep_states(leaving, samples)

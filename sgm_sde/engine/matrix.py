@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,7 +149,9 @@ def finite(coefficient: Operator | float) -> bool:
     """True if a coefficient, number or operator, is finite."""
     if isinstance(coefficient, Diagonal):
         return bool(np.isfinite(coefficient.values).all())
-    return bool(np.isfinite(coefficient.array if isinstance(coefficient, Matrix) else number(coefficient)).all())
+    if isinstance(coefficient, Matrix):
+        return bool(np.isfinite(coefficient.array).all())
+    return math.isfinite(number(coefficient))
 
 
 def number(coefficient: Operator | float) -> float:

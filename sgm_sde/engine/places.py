@@ -22,7 +22,7 @@ class AtPlaces(Generic[Kept]):
 
     Args:
         kind: makes what is kept of times (b,) and of coefficients, shaped to multiply states (b, *).
-        values: the times, as the network is given them, and the coefficients at places (m,) in float64 on the host;
+        values: the times, as the network is given them, and the coefficients at places (k, b) in float64 on the host;
             with a tensor of the states' dtype.
 
     Attributes:
@@ -59,14 +59,12 @@ class AtPlaces(Generic[Kept]):
         self._places = places
 
     def _computed(self, places: Tensor, like: Tensor) -> list[Kept]:
-        """The values that are kept, of each row of places u (n, b), computed for some at a time."""
-        blocks = -(-places.numel() // AT_A_TIME) or 1
-        found = [self._shaped(u, like) for u in places.reshape(-1).chunk(blocks)]
-        values = found[0] if blocks == 1 else [torch.cat(parts) for parts in zip(*found, strict=True)]
-        rows = [value.view(*places.shape, *value.shape[1:]).unbind(0) for value in values]
-        return [self._kind(*row) for row in zip(*rows, strict=True)]
+        """The values that are kept, of each row of places u (n, b), computed for some rows at a time."""
+        rows = max(1, AT_A_TIME // max(1, places.shape[1]))
+        values = (self._shaped(some, like) for some in torch.split(places, rows))
+        return [self._kind(*row) for of_some in values for row in zip(*of_some, strict=True)]
 
-    def _shaped(self, u: Tensor, like: Tensor) -> list[Tensor]:
-        """Times, and coefficients shaped to multiply states, at places u (m,)."""
+    def _shaped(self, u: Tensor, like: Tensor) -> list[tuple[Tensor, ...]]:
+        """Times, and coefficients shaped to multiply states, at places u (k, b), each by rows."""
         t, *coefficients = (as_time(value).expand(u.shape) for value in self._values(u, like))
-        return [t.to(like), *(column(value, like) for value in coefficients)]
+        return [t.to(like).unbind(0), *(column(value, like).unbind(0) for value in coefficients)]

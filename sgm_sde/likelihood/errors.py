@@ -50,7 +50,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool1d
 
 from sgm_sde._utils.shapes import dot, row_sums
 from sgm_sde.likelihood.grid import MOST
@@ -140,11 +139,20 @@ def _quadrature_error(
 def of_kinks(remainders: Tensor) -> Tensor:
     """Size (B,) of what kinks and jumps leave, from what rules of more and more slopes add, (rules, intervals, B)."""
     squares = remainders.square()
-    around = avg_pool1d(squares.mT, AROUND, stride=1, padding=AROUND // 2).mT
-    share = ratio(around[-1], around[0]) / AT_JUMP**2
-    gains_nothing = share.clamp(max=1.0) ** KINKED
-    seen = squares[-2:].amax(0) * gains_nothing
-    return OF_KINK * seen[AT_ENDS:-AT_ENDS].sum(0).sqrt()
+    share = ratio(_sums_around(squares[-1]), _sums_around(squares[0])) / AT_JUMP**2
+    gains_nothing = share.clamp_(max=1.0).square_() ** (KINKED / 2)
+    seen = squares[-2:, AT_ENDS:-AT_ENDS].amax(0)
+    return OF_KINK * (seen * gains_nothing).sum(0).sqrt()
+
+
+def _sums_around(values: Tensor) -> Tensor:
+    """Sums of values (intervals, B) over those around each interval that is not near an end."""
+    inner = len(values) - 2 * AT_ENDS
+    first = AT_ENDS - AROUND // 2
+    total, *others = (values[k : k + inner] for k in range(first, first + AROUND))
+    for other in others:
+        total = total + other
+    return total
 
 
 def _distances(values: Tensor, table: Quadrature) -> tuple[Tensor, Tensor]:

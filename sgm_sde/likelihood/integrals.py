@@ -358,9 +358,7 @@ class Integrals(Crossing):
     def _growth(self) -> Tensor:
         """Integrals (nodes - 1, B) in theta of the size of the Jacobian of the slope."""
         theta = [math.atan2(1.0, self.grid.s * math.exp(min(node.lam, FLAT))) for node in self.grid.nodes]
-        columns = self.estimate.columns
-        sizes = [size_of_slope(*pair, columns, self._d) for pair in zip(self.rates, self._traces, strict=True)]
-        size = torch.stack(sizes)
+        size = sizes_of_slopes(self.rates, self._traces, self.estimate.columns, self._d)
         steps = torch.tensor(theta, dtype=torch.float64).diff().abs().to(size)
         return steps[:, None] * (size[1:] + size[:-1]) / 2
 
@@ -426,18 +424,20 @@ class Integrals(Crossing):
         return torch.stack([trace[:, -3] for trace in self._traces]).detach().double() * squares
 
 
-def size_of_slope(rates: Rates, trace: Tensor, columns: int, d: int) -> Tensor:
-    """Frobenius norm (B,) of the Jacobian c_x + c_r J of dz/dtheta at a node, from `trace`, what is known of that J of
-    the network's output in d dimensions; without bounds where nothing tells it."""
-    c_x, c_r = rates.divergence
-    values = trace.detach().double()
+def sizes_of_slopes(rates: Sequence[Rates], traces: Sequence[Tensor], columns: int, d: int) -> Tensor:
+    """Frobenius norms (nodes, B) of the Jacobian c_x + c_r J of dz/dtheta at nodes, from `traces`, what is known there
+    of that J of the network's output in d dimensions; without bounds where nothing tells it."""
+    divergences = np.array([rate.divergence for rate in rates])
+    c_x, c_r = torch.from_numpy(divergences).to(traces[0].device)[:, :, None].unbind(1)
     blocks = max(1.0, d / BLOCK)  # of which an exact trace has seen the first alone
-    of_J = values[:, -2:].sum(1) * blocks**2 / 4
-    product = values[:, :columns].mean(1)
+    known = [trace.detach().mT for trace in traces]
+    skew, symmetric = (torch.stack([rows[k] for rows in known]).double() for k in (-2, -1))
+    of_J = (skew + symmetric) * (blocks**2 / 4)
+    product = torch.stack([rows[:columns] for rows in known]).double().mean(1)
 
     square = c_r**2 * of_J + 2 * c_x * c_r * product + d * c_x**2
-    size = square.clamp(min=0.0).sqrt()
-    return torch.where(of_J > 0, size, torch.full_like(size, UNBOUNDED))
+    size = square.clamp_(min=0.0).sqrt_()
+    return torch.where(of_J > 0, size, UNBOUNDED)
 
 
 def _sums(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -63,17 +63,17 @@ class Corrector(Value, ABC):
     def corrector(self, sde: SDE, grid: Grid, model: BoundScore, noise: NoiseSource, *, mean: bool) -> Hook:
         """The function to call at a node of the grid; with `mean`, its very last update adds no noise."""
         constants = self._checked_constants(sde, grid)
-        begun = False
+        times: Sequence[Tensor] = ()
 
         def correct(x: Tensor, i: int) -> Tensor:
-            nonlocal begun
-            if not begun:
+            nonlocal times
+            if not times:
                 self.begin(x)
-                begun = True
+                times = model.expect(grid.times, x)
             for n in range(self.n_steps):
                 pair = self.update(  # nothing here holds on to score and noise
                     x,
-                    model.predict("score", x, grid.times[i]),
+                    model.predict("score", x, grid.times[i], times=times[i]),
                     noise.normal(tuple(x.shape), x.dtype, x.device),
                     constants[i],
                 )
@@ -221,9 +221,7 @@ class Langevin(Corrector):
     def update(self, x: Tensor, score: Tensor, z: Tensor, constant: float) -> tuple[Tensor, Tensor]:
         """One update: its mean, and what noise adds."""
         if self.norm == "expected":
-            mean = (constant * score).add_(x)
-            del score
-            return mean, math.sqrt(2 * constant) * z
+            return torch.add(x, score, alpha=constant), math.sqrt(2 * constant) * z
 
         ratio = self._ratio(z, score).reshape(-1, *[1] * (x.ndim - 1))
         root = self.snr * ratio  # sqrt(epsilon / (2 a))

@@ -81,7 +81,7 @@ class BoundScore:
         self.kwargs = arguments("model_kwargs", model_kwargs)
         self._target = score.prediction  # what `evaluate` returns, and the stochasticity of a drift
         self._eta = 0.0
-        self._at: dict[float, Node] = {}
+        self._nodes: dict[float, Node] = {}
         self.rows: range | None = None
         self.nfe = 0
         self.network_evals = 0
@@ -107,12 +107,22 @@ class BoundScore:
             return out
         return self.sde.convert(self.score.prediction, self._target, x, t, out, self._eta)
 
-    def predict(self, target: str, x: Tensor, t: float, output: Tensor | None = None) -> Tensor:
-        """A prediction at x (B, *) and t, by a network call or from the output of one."""
-        if t not in self._at:  # correctors come back to the same time
-            self._at = {t: self.sde.nodes((t,))[0]}
-        c_x, c_r = checked_conversion(self.score.prediction, target, self._at[t])
-        output = self._output(x, t) if output is None else output
+    def expect(self, times: Sequence[float], x: Tensor) -> Sequence[Tensor]:
+        """Make ready for predictions at these times and states like x (B, *); returns each as a tensor (B,), a new one
+        whenever it is asked for."""
+        self._nodes = dict(zip(times, self.sde.nodes(tuple(times)), strict=True))
+        return _Times(self.round_times(times, x), len(x))
+
+    def predict(
+        self, target: str, x: Tensor, t: float, output: Tensor | None = None, times: Tensor | None = None
+    ) -> Tensor:
+        """A prediction at x (B, *) and t, by a network call, `times` (B,) being t where it is at hand, or from the
+        output of one."""
+        if t not in self._nodes:
+            self._nodes = {t: self.sde.nodes((t,))[0]}
+        c_x, c_r = checked_conversion(self.score.prediction, target, self._nodes[t])
+        if output is None:
+            output = self._call(x, self.times([t], x)[0] if times is None else times)
         if isinstance(c_x, Matrix):
             return apply(c_x, x) + apply(c_r, output.to(x.dtype))
         assert not isinstance(c_r, Matrix)
@@ -140,7 +150,7 @@ class BoundScore:
         Raises:
             ValueError: for arguments of which nothing says what they are.
         """
-        if len(index) == batch:
+        if len(index) == batch or not self.kwargs:
             return self.kwargs
         return rows_at(self.resolved(batch), index)
 
@@ -163,9 +173,6 @@ class BoundScore:
         except AmbiguousArgument:
             return False
         return has_rows(resolved) or isinstance(self.score.net, nn.Module)
-
-    def _output(self, x: Tensor, t: float) -> Tensor:
-        return self._call(x, self.times([t], x)[0])
 
     def _call(self, x: Tensor, t: Tensor, kwargs: Arguments | None = None) -> Tensor:
         if not self.nfe and not x.is_meta:

@@ -145,7 +145,7 @@ def rows_of(y: Tensor, u: float) -> Active:
     """Samples at the start of a run."""
     n = len(y)
     at, no = np.full(n, u), np.zeros(n, dtype=bool)
-    counts = (np.zeros(n, dtype=np.int64) for _ in range(3))
+    counts = (np.zeros(n, dtype=np.int64) for _ in range(2))
     return Active(np.arange(n), (y,), (), at, np.zeros(n), at, np.ones(n), no, ~no, *counts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -81,7 +82,11 @@ class Halving(Corrector):
 class Network:
     """Stands for a bound model."""
 
-    def predict(self, target: str, x: Tensor, t: float) -> Tensor:
+    def expect(self, times: Sequence[float], x: Tensor) -> Sequence[float]:
+        return times
+
+    def predict(self, target: str, x: Tensor, t: float, *, times: float) -> Tensor:
+        assert times == t
         return x
 
 
