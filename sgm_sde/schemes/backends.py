@@ -26,6 +26,7 @@ from sgm_sde.engine.adaptive import (
     check_tolerances,
 )
 from sgm_sde.engine.brownian import PathWithArea
+from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.schemes.adaptive import VARIABLES, Flow, default_variable, require_one_noise_level
 from sgm_sde.schemes.base import AdaptiveSolver, Problem
 from sgm_sde.scores.model import BoundScore
@@ -334,11 +335,26 @@ class SciPy(FlowBackend):
 
 @dataclass(frozen=True)
 class TorchSDE(Backend):
-    """torchsde on the reverse SDE, its time turned round and its states flattened for it: `"torchsde:srk"`.
+    r"""torchsde on the reverse SDE, its time turned round and its states flattened for it: `"torchsde:srk"`.
 
     Each sample has a Brownian path of its own, from the sample's seed, in the place of one for the batch. With
     `steps=` the steps are even and samples are independent; without, the library chooses them for the whole batch.
-    Since the noise does not depend on the state, Itô and Stratonovich methods solve the same equation.
+    Since the noise does not depend on the state, Itô and Stratonovich methods solve the same equation. The library's
+    `reversible_heun` is stable for oscillations alone, and refused.
+
+    Steps are even in $u = \sigma/(\alpha+\sigma)$, the time of rectified flow, for which the SDE is changed in time:
+
+    $$ dx = F\,\frac{dt}{du}\,du + g\,\Big(\frac{dt}{du}\Big)^{1/2} dw, \qquad
+       \frac{dt}{du} = \frac{2\sigma^2}{g^2\,u\,(1-u)} $$
+
+    In time, which is the noise level itself on `EDMSDE`, the last of 50 steps would go from 1.6 to the end.
+
+    Args:
+        variable: in what steps are even, `"flow-time"` or `"time"`; the first if not given, where the process has
+            alpha and sigma.
+
+    Raises:
+        ValueError: as `Backend`, and for `reversible_heun`.
 
     Source: Li et al., 2020, arXiv:2001.01328.
 
@@ -351,9 +367,19 @@ class TorchSDE(Backend):
     library = "torchsde"
     source = "Li et al., 2020, arXiv:2001.01328"
     adaptive: ClassVar[dict[str, int]] = {
-        "euler": 1, "milstein": 1, "srk": 1, "midpoint": 1, "heun": 1, "reversible_heun": 1, "euler_heun": 1,
+        "euler": 1, "milstein": 1, "srk": 1, "midpoint": 1, "heun": 1, "euler_heun": 1,
     }  # fmt: skip
     fixed: ClassVar[dict[str, int]] = adaptive
+    variable: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.method == "reversible_heun":
+            raise ValueError(
+                "torchsde's reversible_heun is stable for oscillations alone, and the reverse SDE contracts, so that "
+                "samples of several modes are wrong after thousands of steps, too: take torchsde:heun"
+            )
+        super().__post_init__()
+        one_of("variable", self.variable, (None, "flow-time", "time"))
 
     def _coupled(self, problem: Problem) -> bool:
         return problem.steps is None
@@ -363,11 +389,11 @@ class TorchSDE(Backend):
 
         require_one_noise_level(self.name, problem.sde)
         calculus = "ito" if self.method in ITO else "stratonovich"
-        reverse = _Reverse(problem, index, seen, calculus)
+        reverse = _Reverse(problem, index, seen, calculus, self.variable or default_variable(problem.sde))
         x = problem.x[index]
         y = flat(x)
-        span = problem.start - problem.end
-        ts = torch.tensor([0.0, span], dtype=y.dtype, device=y.device)
+        span = reverse.span
+        ts = torch.tensor([0.0, span], dtype=torch.float64, device="cpu")
 
         seeds = problem.seeds.select(index.numpy(force=True))
         with_area = self.method == "srk"
@@ -386,35 +412,50 @@ class TorchSDE(Backend):
 
 
 class _Reverse:
-    """The reverse SDE as torchsde takes it: s runs upwards from the start, and states are flat, (b, D)."""
+    """The reverse SDE as torchsde takes it: s runs upwards from 0, u downwards from the start, and states are flat,
+    (b, D).
+
+    Attributes:
+        span: the length of the run in u.
+    """
 
     noise_type = "diagonal"
 
-    def __init__(self, problem: Problem, index: Tensor, seen: _Seen, sde_type: str) -> None:
+    def __init__(self, problem: Problem, index: Tensor, seen: _Seen, sde_type: str, variable: str) -> None:
         self.problem = problem
         self.index = index
         self.seen = seen
         self.sde_type = sde_type
+        self.places = Flow(problem.model, variable, (problem.start, problem.end), len(problem.x))
+        self.span = self.places.start - self.places.end
 
-    def time(self, s: Tensor | float) -> Tensor:
-        """t of each sample."""
-        start = self.problem.start
-        t = min(max(start - float(s), self.problem.end), start)
-        return torch.full((len(self.index),), t, dtype=torch.float64, device="cpu")
+    def _at(self, s: Tensor | float) -> tuple[Tensor, float]:
+        """t (1,) and dt/du."""
+        places = self.places
+        place = min(max(places.start - float(s), places.end), places.start)
+        u = torch.full((1,), place, dtype=torch.float64, device="cpu")
+        t = places.time(u)
+        sde = places.sde
+        if places.variable == "time" or not has_scalar_marginal(sde):
+            return t, 1.0
+
+        variance = sde.sigma(t) ** 2
+        return t, float(2 * variance / (sde.g(t) ** 2 * u * (1 - u)))
 
     def f(self, s: Tensor | float, y: Tensor) -> Tensor:
         """Drift."""
         model = self.problem.model
         x = y.view(len(y), *self.problem.x.shape[1:])
-        t = self.time(s)
+        t, rate = self._at(s)
+        times = t.expand(len(self.index))
         with model.only(self.index, len(self.problem.x)):
-            drift = self.seen(lambda: model.predict_at("drift", x, t, 1.0), lambda: float(t[0]))
-        return -drift.reshape(y.shape)
+            drift = self.seen(lambda: model.predict_at("drift", x, times, 1.0), lambda: float(t))
+        return -rate * drift.reshape(y.shape)
 
     def g(self, s: Tensor | float, y: Tensor) -> Tensor:
         """Diffusion."""
-        t = self.time(s)[:1]
-        return torch.full_like(y, float(self.problem.sde.g(t)))
+        t, rate = self._at(s)
+        return torch.full_like(y, math.sqrt(rate) * float(self.problem.sde.g(t)))
 
 
 def _brownian(paths: PathWithArea, y: Tensor, levy: str) -> Any:

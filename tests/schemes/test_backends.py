@@ -333,9 +333,9 @@ def test_scipy_is_scipy(method: str) -> None:
     assert end.calls == len(calls)
 
 
-def paths(n: int, *, with_area: bool = False) -> PathWithArea:
+def paths(n: int, length: float = VP.T - VP.eps, *, with_area: bool = False) -> PathWithArea:
     """The paths of the first n samples, that of each from its seed alone."""
-    return PathWithArea(SEEDS[:n], (n, 4), VP.T - VP.eps, VP.T, F64, with_area=with_area)
+    return PathWithArea(SEEDS[:n], (n, 4), length, VP.T, F64, with_area=with_area)
 
 
 class Brownian(torchsde.BaseBrownian):  # type: ignore[misc]
@@ -358,28 +358,61 @@ class Brownian(torchsde.BaseBrownian):  # type: ignore[misc]
         return "Brownian()"
 
 
+def flow_time(t: Tensor) -> Tensor:
+    """sigma / (alpha + sigma)."""
+    return VP.sigma(t) / (VP.alpha(t) + VP.sigma(t))
+
+
+@pytest.mark.parametrize("variable", ["time", "flow-time"])
 @pytest.mark.parametrize("method", ["euler", "heun"])
-def test_sde_steps_by_hand(method: str) -> None:
+def test_sde_steps_by_hand(method: str, variable: str) -> None:
     """Euler-Maruyama and Heun's method on the reverse SDE with even steps, each sample on a path of its own."""
     steps, x = 3, VP.prior_sample(SHAPE, seed=0, dtype=F64)
     rev = VP.reverse(elementwise_score(VP), eta=1.0)
-    dt = (VP.T - VP.eps) / steps * (1 + 1e-9)
-    path = paths(3)
+    ends = torch.tensor([VP.T, VP.eps], dtype=F64)
+    start, end = (ends if variable == "time" else flow_time(ends)).tolist()
+
+    def at(u: float) -> tuple[Tensor, float]:
+        """The time, and its derivative."""
+        if variable == "time":
+            return torch.full((3,), u, dtype=F64), 1.0
+        t = VP.time(torch.full((3,), 2 * math.log((1 - u) / u), dtype=F64))
+        slope = torch.func.grad(lambda t: flow_time(t).sum())(t)
+        return t, 1 / float(slope[0])
+
+    dt = (start - end) / steps * (1 + 1e-9)
+    path = paths(3, start - end)
     for k in range(steps):
-        s, s_next = k * dt, min((k + 1) * dt, VP.T - VP.eps)
-        t, t_next = (torch.full((3,), VP.T - place, dtype=F64) for place in (s, s_next))
+        s, s_next = k * dt, min((k + 1) * dt, start - end)
+        (t, rate), (t_next, rate_next) = at(start - s), at(start - s_next)
         dW = path.between(s, s_next)[0].reshape(SHAPE)
-        slope, g = -rev.f(x, t), float(rev.g(t[:1]))
+        slope, g = -rate * rev.f(x, t), rate**0.5 * float(rev.g(t[:1]))
         there = x + slope * (s_next - s) + g * dW
         if method == "euler":
             x = there
         else:
-            mean = (slope - rev.f(there, t_next)) / 2
-            x = x + mean * (s_next - s) + (g + float(rev.g(t_next[:1]))) / 2 * dW
-    end = run_alone(sg.schemes.TorchSDE(method), steps=steps)
-    torch.testing.assert_close(end.y[0], x, rtol=1e-9, atol=1e-9)
+            mean = (slope - rate_next * rev.f(there, t_next)) / 2
+            x = x + mean * (s_next - s) + (g + rate_next**0.5 * float(rev.g(t_next[:1]))) / 2 * dW
+    end_of_run = run_alone(sg.schemes.TorchSDE(method, variable=variable), steps=steps)
+    torch.testing.assert_close(end_of_run.y[0], x, rtol=1e-8, atol=1e-8)
     # and one evaluation by which the library learns the shapes
-    assert end.evaluations.tolist() == [1 + steps * (1 if method == "euler" else 2)] * 3
+    assert end_of_run.evaluations.tolist() == [1 + steps * (1 if method == "euler" else 2)] * 3
+
+
+@pytest.mark.parametrize("name", ["vp", "sub-vp", "ve", "edm", "flow", "schedule"])
+def test_even_steps_of_the_sde_reach_the_data(name: str) -> None:
+    """In time the last of 50 steps on EDM would go from a noise of 1.6 to the data, and the variance is 15 times it."""
+    sde = LINEAR[name]
+    score = sg.oracles.Gaussian(torch.full((50,), 0.5), 0.25).score(sde)
+    res = sg.sample(score, sde, (200, 50), solver="torchsde:euler", steps=50, seed=0)
+    assert res.nfe == 52
+    assert abs(float(res.x.mean()) - 0.5) < 0.03
+    assert float(res.x.var()) == pytest.approx(0.25, rel=0.1)
+
+
+def test_an_unstable_method_is_refused() -> None:
+    with pytest.raises(ValueError, match="reversible_heun is stable for oscillations alone.*take torchsde:heun"):
+        sg.schemes.TorchSDE("reversible_heun")
 
 
 @pytest.mark.parametrize("method", ["euler", "srk"])
@@ -408,7 +441,8 @@ def test_torchsde_is_torchsde(method: str, steps: int | None) -> None:
             dt=span / 100 if steps is None else span / steps * (1 + 1e-9), adaptive=steps is None, rtol=0.3, atol=0.2,
         )[-1]  # fmt: skip
     net = Recorder(elementwise_score(VP))
-    end = run_alone(sg.schemes.TorchSDE(method, rtol=0.3, atol=0.2), score=net, n=1, steps=steps)
+    solver = sg.schemes.TorchSDE(method, rtol=0.3, atol=0.2, variable="time")
+    end = run_alone(solver, score=net, n=1, steps=steps)
     torch.testing.assert_close(end.y[0].reshape(1, 4), known, rtol=1e-8, atol=1e-8)
     assert net.times == pytest.approx([max(t, VP.eps) for t in times], abs=1e-12)
     if method == "euler" and steps is not None:
