@@ -56,6 +56,12 @@ def outside_autocast(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
+@outside_autocast
+def weighted_sum(weights: Tensor, rows: Tensor) -> Tensor:
+    """The sums (*, ...) of rows (k, ...) with weights (*, k): a matrix product that autocast does not round."""
+    return torch.tensordot(weights, rows, 1)
+
+
 def require_repeatable(error: RuntimeError, differentiated: bool) -> None:
     """Raise an error unless it says that a compiled function's graph gives a single product, and one is all it takes.
 

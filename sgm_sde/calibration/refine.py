@@ -29,6 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sgm_sde._utils.autograd import outside_autocast, weighted_sum
 from sgm_sde.calibration.flow import Flow
 from sgm_sde.calibration.rows import Rows, combined
 from sgm_sde.calibration.strata import weighted_median
@@ -307,7 +308,7 @@ class Refinement:
         state = c[:, None, None] * self.z
         if row:
             B = torch.stack([rows.B[row, :row] for rows in changed]).to(D)
-            state = state + torch.tensordot(B, D[:row], 1)
+            state = state + weighted_sum(B, D[:row])
         if row == base.n:
             return state
         levels = [float(rows.t[row]) for rows in changed]
@@ -339,7 +340,7 @@ class Refinement:
         for m in range(row + 1, rows.n + 1):
             changed = rows.B[m, row:m].to(state)
             same = combined(rows.c[m], rows.B[m, :row], self.z, D[:row])
-            state = same + torch.tensordot(changed, later[: m - row], 1)
+            state = same + weighted_sum(changed, later[: m - row])
             if m < rows.n:
                 later[m - row] = self.flow.data(state, [float(rows.t[m])] * len(state), self.samples)
         return state
@@ -354,6 +355,7 @@ class Refinement:
         S = unknowns.slopes_of(at.theta)
         return A + penalty * S.T @ S, g + penalty * S.T @ b
 
+    @outside_autocast
     def _products(self, J: Tensor, r: Tensor, w: Tensor) -> Products:
         """J'WJ (P, P) and J'Wr (P,) in units of c^2, a part of the noises at a time."""
         P = len(J)
@@ -368,6 +370,7 @@ class Refinement:
         size = r.numel() * self.scale**2
         return A / size, g / size
 
+    @outside_autocast
     def _updated(self, J: Tensor, products: Products, W: Tensor, before: _Point, after: _Point, w: Tensor) -> Products:
         """Broyden's formula J + v u', with v = change - J d and u = W d / d'W d, put into J and into its products.
 
@@ -377,7 +380,7 @@ class Refinement:
         d = after.theta - before.theta
         Wd = W * d
         u = Wd / (d @ Wd)
-        v = after.y - before.y - torch.tensordot(d.to(J), J, 1)
+        v = after.y - before.y - weighted_sum(d.to(J), J)
         columns = torch.stack([v, after.y - self.exact])
 
         rows = J.flatten(1)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sgm_sde._utils.autograd import weighted_sum
 from sgm_sde.calibration.closed import ridge
 from sgm_sde.calibration.refine import GAP, Refinement, huber_weights
 from sgm_sde.calibration.rows import Rows
@@ -77,7 +78,7 @@ def _with_last_row(fit: Refinement, rows: Rows, w: Tensor) -> tuple[Rows, Tensor
     B = rows.B.clone()
     c[-1] += change[0]
     B[-1] += change[1:]
-    y = y + torch.tensordot(change.to(y), features, 1)
+    y = y + weighted_sum(change.to(y), features)
     return Rows(rows.t, c, B), fit.errors(y)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sgm_sde._utils.autograd import weighted_sum
 from sgm_sde.calibration.flow import Flow
 from sgm_sde.calibration.table import Table
 
@@ -68,4 +69,4 @@ class Rows:
 
 def combined(c: Tensor, b: Tensor, z: Tensor, D: Tensor) -> Tensor:
     """The state (N, d) of a row: c times the noise z (N, d), and weights b (k,) of estimates D (k, N, d)."""
-    return c.item() * z + torch.tensordot(b.to(z), D, 1)
+    return c.item() * z + weighted_sum(b.to(z), D)

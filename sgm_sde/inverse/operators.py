@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sgm_sde._utils.autograd import outside_autocast
 from sgm_sde._utils.checks import (
     check_integer,
     described,
@@ -222,6 +223,7 @@ class ChannelMix(LinearOperator):
         """The mean of the channels."""
         return ChannelMix(torch.full((1, channels), 1 / channels, dtype=torch.float64))
 
+    @outside_autocast
     def _mix(self, matrix: Tensor, x: Tensor) -> Tensor:
         if x.ndim < 2 or x.shape[1] != matrix.shape[1]:
             raise ValueError(

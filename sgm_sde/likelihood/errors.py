@@ -51,6 +51,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._utils.autograd import weighted_sum
 from sgm_sde._utils.shapes import dot, row_sums
 from sgm_sde.likelihood.grid import MOST
 from sgm_sde.likelihood.multistep import Quadrature
@@ -269,7 +270,7 @@ def roughness_of_step(slopes: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Berntsen & Espelid, 1991, doi:10.1145/114697.116809 (null rules of several degrees).
     """
-    left = torch.tensordot(NULL_RULES.to(slopes), slopes, 1)
+    left = weighted_sum(NULL_RULES.to(slopes), slopes)
     pairs = left.reshape(2, 2, *slopes.shape[1:])
     high, low = pairs.square().sum(1).mean(-1).sqrt()
     return high, ratio(high, low).clamp(max=1.0)

@@ -614,6 +614,20 @@ def test_rare_noises_that_make_the_error_are_found() -> None:
     assert found.errors[0].stderr < 0.3 * found.error  # eight samples of 1632 are far out
 
 
+@pytest.mark.slow
+def test_calibration_under_autocast() -> None:
+    """The network alone computes in half precision: the products of the fit lost three digits there."""
+    sde = sg.VPSDE()
+
+    def weights() -> list[float]:
+        fitted = sg.calibrate(MIXTURE.score(sde), sde, (8, 2), nfe=2, held_out=4, seed=0)
+        return [*fitted.solver.table.scales, *fitted.solver.table.weights[-1]]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = weights()
+    assert found == pytest.approx(weights(), rel=1e-9)
+
+
 @pytest.mark.parametrize("process", ["flow", *some_slow(["ddpm", "edm", "ve"])])
 def test_every_linear_process(process: str) -> None:
     sde = PROCESSES[process]

@@ -55,6 +55,18 @@ def test_operators_against_torch() -> None:
 
 
 @pytest.mark.parametrize("name", OPERATORS)
+def test_operators_under_autocast(name: str) -> None:
+    """Their products are those of the state's precision."""
+    operator, shape = OPERATORS[name]
+    x = normal(4, *shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = operator.apply(x)
+        back = operator.adjoint(y)
+    assert torch.equal(y, operator.apply(x))
+    assert torch.equal(back, operator.adjoint(y))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
 def test_pseudo_inverse_is_that_of_the_matrix(name: str) -> None:
     """A^+ y, and the nearest consistent data."""
     operator, shape = OPERATORS[name]

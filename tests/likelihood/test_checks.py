@@ -182,6 +182,20 @@ def test_probes_under_autocast(basis: str) -> None:
     assert torch.equal(rounded, probe_transform(basis, (3, 8, 8))(z))
 
 
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+def test_autocast_leaves_all_but_the_network_alone(trace: str) -> None:
+    """Near a ridge samples go on to steps of their own, whose null rules are a matrix product."""
+    oracle = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), 0.2)
+    x = torch.tensor([[0.1, 0.0], [1.0, 0.0]])
+
+    def value() -> Tensor:
+        return sg.log_prob(oracle.score(VP), VP, x, method="adaptive", trace=trace, seed=0).value
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = value()
+    assert torch.equal(found, value())
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"trace": "exact"}, {"method": "adaptive"}, {"method": "rk45-scipy"}, {"decoder": "gaussian"}]
 )

@@ -411,7 +411,7 @@ def test_even_steps_of_the_sde_reach_the_data(name: str) -> None:
 
 
 def test_an_unstable_method_is_refused() -> None:
-    with pytest.raises(ValueError, match="reversible_heun is stable for oscillations alone.*take torchsde:heun"):
+    with pytest.raises(ValueError, match=r"reversible_heun is stable for oscillations alone.*take torchsde:heun"):
         sg.schemes.TorchSDE("reversible_heun")
 
 
