@@ -18,7 +18,9 @@ from sgm_sde._utils.checks import (
     not_finite,
 )
 from sgm_sde._utils.warn import warn
+from sgm_sde.engine.adaptive import rms
 from sgm_sde.engine.times import at_ends
+from sgm_sde.likelihood.grid import WIDE
 from sgm_sde.likelihood.results import FlowResult, LogProbResult, Unresolved
 from sgm_sde.processes.base import require_sde
 from sgm_sde.processes.kinds import has_scalar_marginal
@@ -102,10 +104,29 @@ def unknown_densities(error: Tensor, d: int) -> Unresolved:
     return Unresolved.by_error(~known)
 
 
-def warn_unresolved(result: LogProbResult) -> None:
-    """Warn of the samples whose error did not come down to the tolerance, if there are any."""
+def warn_unresolved(result: LogProbResult, x: Tensor | None = None) -> None:
+    """Warn of the samples whose error did not come down to the tolerance, if there are any, and of what may help where
+    the points x (B, *) lie far out."""
     d = result.latent[0].numel()
-    _warn_of_first(result, result.error / d, "nats/dim", getattr(result.method, "atol", None))
+    hint = "" if x is None else _of_far_points(result, x)
+    _warn_of_first(result, result.error / d, "nats/dim", getattr(result.method, "atol", None), hint)
+
+
+def _of_far_points(result: LogProbResult, x: Tensor) -> str:
+    """Words on the scale that steps are placed for, if the first of the unresolved lies beyond."""
+    spread = getattr(result.method, "data_std", None)
+    if spread is None or not result.unresolved:
+        return ""
+
+    distance = float(rms(x[result.unresolved[0]][None].detach())[0])
+    if distance <= WIDE * spread:
+        return ""
+    name = type(result.method).__name__
+    rounded = float(f"{distance:.1g}")
+    return (
+        f"; its numbers are around {rounded:g}, and steps are placed for data around 0 of standard deviation "
+        f"{spread:g}: if data lie there, give method={name}(data_std={rounded:g})"
+    )
 
 
 def warn_of_codes(result: FlowResult) -> None:
@@ -118,13 +139,13 @@ def warn_of_codes(result: FlowResult) -> None:
 
 
 def _warn_of_first(
-    result: LogProbResult | FlowResult, error: Tensor, unit: str, tolerance: float | None = None
+    result: LogProbResult | FlowResult, error: Tensor, unit: str, tolerance: float | None = None, hint: str = ""
 ) -> None:
     """Warn of the samples whose error (B,) in a unit did not come down to the tolerance, with that of the first."""
     for i in result.unresolved[:1]:
         said = apart(float(error[i]), tolerance)
         warn(
-            f"{result.status}; the error of sample {i} is {said} {unit}, result.unresolved names them",
+            f"{result.status}; the error of sample {i} is {said} {unit}, result.unresolved names them{hint}",
             LikelihoodWarning,
         )
 

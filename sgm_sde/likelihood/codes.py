@@ -22,6 +22,7 @@ from torch import Tensor
 from sgm_sde._utils.shapes import dimension, row_sums
 from sgm_sde.engine.adaptive import rms
 from sgm_sde.likelihood.errors import rounded, share_unresolved
+from sgm_sde.likelihood.grid import WIDE
 from sgm_sde.likelihood.nodes import Crossing, GridFlow, reach, weighted
 from sgm_sde.likelihood.own_steps import Ends, NormalisedFlow
 from sgm_sde.likelihood.problem import Problem
@@ -31,7 +32,6 @@ from sgm_sde.likelihood.results import Unresolved
 OF_REST = 8.0  # times what rules of more slopes add
 OFF_PATH = 2.5  # times the distance of a state from the path of the slopes, where these are not resolved
 IN_SPREADS = 10.0  # times a tolerance in nats/dim, that of a state in units of its spread
-WIDE = 10.0  # times the spread, beyond which a grid is made for other data
 TOLERANCES = (0.01, 0.001, 0.0001)  # of an adaptive solver's steps, in units of that of a state
 
 

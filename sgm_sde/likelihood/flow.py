@@ -144,7 +144,7 @@ def log_prob(
         results = [asked.solved(*part) for part in parts]
 
     result = with_pilot(joined(results), pilot)
-    warn_unresolved(result)
+    warn_unresolved(result, state)
     return result
 
 

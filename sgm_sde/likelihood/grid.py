@@ -21,6 +21,7 @@ from sgm_sde._utils.checks import FAR, number, settle
 from sgm_sde.grids import GridRule
 from sgm_sde.processes.base import SDE
 
+WIDE = 10.0  # times data_std, beyond which a grid is made for other data
 NEXT_TO_NOTHING = 1e-4  # signal over noise, and noise over signal, below which one interval is enough
 MOST = 700.0  # that exp takes
 

@@ -182,6 +182,18 @@ def test_probes_under_autocast(basis: str) -> None:
     assert torch.equal(rounded, probe_transform(basis, (3, 8, 8))(z))
 
 
+def test_far_points_are_told_the_scale() -> None:
+    """Modes 100 standard deviations and more from 0, for which the default grid is not made."""
+    modes = torch.tensor([[99.0, 100.0], [101.0, 101.0]], dtype=F64)
+    oracle = sg.oracles.GaussianMixture(modes, 0.2)
+    with pytest.warns(
+        sg.likelihood.LikelihoodWarning, match=r"its numbers are around 100, .*method=FixedGrid\(data_std=100\)"
+    ):
+        far = sg.log_prob(oracle.score(VP), VP, modes)
+    assert far.unresolved
+    assert not sg.log_prob(oracle.score(VP), VP, modes, method=FixedGrid(data_std=100)).unresolved
+
+
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
 def test_autocast_leaves_all_but_the_network_alone(trace: str) -> None:
     """Near a ridge samples go on to steps of their own, whose null rules are a matrix product."""
