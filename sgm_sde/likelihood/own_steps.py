@@ -319,15 +319,16 @@ class FlowStepper(Resolving):
             of_jumps = self._sums[:, 4]
             self.give_up((of_jumps > self.most).cpu().numpy(), BY_JUMPS)
 
-    def errors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The error of the log-density (B,), what of it are jumps of the trace, and what a relative change by 1 of the
-        states does to it on the way."""
+    def errors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The error of the log-density (B,), what of it are jumps of the trace, what a relative change by 1 of the
+        states does to it on the way, and how much more it would be but for the signs of the steps' errors."""
         raised, size, signed, rounding, of_jumps = self._sums.unbind(1)
-        embedded = safety_of_steps(self.rtol, self.atol) * smoothness(signed, size) * raised
+        whole = safety_of_steps(self.rtol, self.atol) * raised
+        embedded = smoothness(signed, size) * whole
         error = embedded + of_jumps
         missed = (MISSED * (of_jumps - SEEN * error)).clamp(min=0.0)
         missed = torch.minimum(missed, MOST_MISSED * error)
-        return error + missed, of_jumps + missed, rounding.sqrt()
+        return error + missed, of_jumps + missed, rounding.sqrt(), whole - embedded
 
 
 class StateStepper(Resolving):
@@ -375,6 +376,7 @@ class Ends(NamedTuple):
         of_jumps: what of the errors are jumps of the trace (B,), where it is known.
         moved: what a relative change by 1 of the states does to the log-density on the way (B,), where it is known.
         given_up: why each sample was given up (B,); empty where it was not.
+        by_signs: what the signs of the steps' errors have taken off the errors (B,), where they have.
     """
 
     flow: NormalisedFlow
@@ -384,6 +386,7 @@ class Ends(NamedTuple):
     of_jumps: Tensor | None = None
     moved: Tensor | None = None
     given_up: np.ndarray | None = None
+    by_signs: Tensor | None = None
 
 
 def adaptive(flow: NormalisedFlow, rtol: float, atol: float) -> Ends:
@@ -425,8 +428,8 @@ def by_own_steps(
     latent = flow.scale[end] * z
     if isinstance(stepper, FlowStepper):
         (volume,) = volumes
-        error, of_jumps, moved = stepper.errors()
-        return Ends(flow, latent, error, volume, of_jumps, moved, stepper.given_up), run
+        error, of_jumps, moved, by_signs = stepper.errors()
+        return Ends(flow, latent, error, volume, of_jumps, moved, stepper.given_up, by_signs), run
     return Ends(flow, latent, flow.scale[end] * stepper.error(), given_up=stepper.given_up), run
 
 

@@ -132,12 +132,12 @@ def _adaptively(
             break
 
         most = torch.maximum(of_jumps * tolerance(solution), GAIN * solution.stated)[rows]
-        found, arrived = some.adaptive(run, share * tightness, rows, most)
+        found, arrived, by_signs = some.adaptive(run, share * tightness, rows, most)
         arrivals = rows[arrived]
         coarser = solution
         solution = solution.replaced(arrivals, found.among(arrived))
         if share < TOLERANCES[0]:
-            solution = some.compared_steps(coarser, solution, arrivals)
+            solution = some.compared_steps(coarser, solution, arrivals, by_signs[arrived])
         going = going & (_excess(solution, tolerance) > 1)
     return solution, going
 
@@ -230,13 +230,14 @@ class Some:
                 self.alone = False
         return on_grid(self.problem.run(number), steps, self.s, rows, alone=False)[0]
 
-    def adaptive(self, number: int, tolerance: float, rows: Tensor, most: Tensor) -> tuple[Solution, Tensor]:
-        """By steps of each sample's own, by a run of this number, and which samples have arrived; `most` is what jumps
-        of the trace may leave (b,)."""
+    def adaptive(self, number: int, tolerance: float, rows: Tensor, most: Tensor) -> tuple[Solution, Tensor, Tensor]:
+        """By steps of each sample's own, by a run of this number, which samples have arrived, and what signs have taken
+        off their errors (b,); `most` is what jumps of the trace may leave (b,)."""
         problem = self.problem.run(number, constant=True)
         flow = NormalisedFlow(problem, self.s, rows=rows, alone=self.alone)
         ends, arrived = self.budget.solve(flow, tolerance, most)
-        return joint(ends), arrived
+        assert ends.by_signs is not None
+        return joint(ends), arrived, ends.by_signs
 
     def compared_grids(self, before: Solution, after: Solution, rows: Tensor) -> Solution:
         """The solution with the errors of some rows in the light of those on the grid of half as many steps.
@@ -266,12 +267,16 @@ class Some:
         error = torch.where(converges, lowered, error)
         return after.with_errors(rows, error)
 
-    def compared_steps(self, before: Solution, after: Solution, rows: Tensor) -> Solution:
-        """The solution with the errors of some rows in the light of an adaptive solver's at ten times the tolerance."""
+    def compared_steps(self, before: Solution, after: Solution, rows: Tensor, by_signs: Tensor) -> Solution:
+        """The solution with the errors of some rows in the light of an adaptive solver's at ten times the tolerance.
+
+        What signs have taken off an error (b,) tells of the same as the change: the two do not add up.
+        """
         if self.problem.trace.fixed is not None:
             return after
         change = self._change(before, after)[rows]
-        error = error_of_finer_steps(after.error[rows], change)
+        stated = after.error[rows]
+        error = stated.minimum(error_of_finer_steps(stated + by_signs, change))
         return after.with_errors(rows, error.maximum(after.of_kinks[rows]))  # jumps cancel by chance
 
     def _change(self, before: Solution, after: Solution) -> Tensor:

@@ -67,6 +67,20 @@ def test_a_change_that_is_small_by_chance() -> None:
     assert float(error.median()) < 5 * float(off.abs().median())
 
 
+@pytest.mark.slow
+def test_a_change_takes_nothing_off_what_signs_have_lowered() -> None:
+    """On Gaussian data all steps err the same way, which lowers the error already; data of this scale take a second
+    run, whose change tells of the same."""
+    sde, std = LINEAR["sub-vp"], 1e-4
+    data = sg.oracles.Gaussian(torch.full((2,), 0.3 * std, dtype=F64), std**2)
+    x = data.sample(6, sde, sde.likelihood_eps, seed=0, dtype=F64)
+    res = sg.log_prob(data.score(sde), sde, x, trace="exact", prior=lambda z: data.log_prob(z, sde, sde.T))
+    on_own_steps = res.defect.isnan()
+    off = (res.value - data.log_prob(x, sde, sde.likelihood_eps)).abs()
+    assert bool(on_own_steps.any())
+    assert bool((off <= res.error)[on_own_steps].all())
+
+
 @pytest.mark.parametrize(("change", "error"), [(0.0, 2.3 * math.sqrt(2 / 3)), (10.0, 2.3), (100.0, 6.0)])
 def test_the_error_of_finer_steps(change: float, error: float) -> None:
     """The formula, and what the steps say at most."""
