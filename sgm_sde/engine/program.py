@@ -557,6 +557,11 @@ class Step:
         return x
 
     @property
+    def nodes(self) -> Sequence[Node]:
+        """The path's nodes, the first one first."""
+        return self._path.nodes
+
+    @property
     def last(self) -> Node:
         """The path's last node."""
         return self._path.nodes[-1]

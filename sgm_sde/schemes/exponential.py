@@ -36,6 +36,7 @@ Eta = float | Callable[[float], float]
 STARTS = ("cold", "warm")
 EVERYWHERE = (0.0, math.inf)  # all noise levels
 FEW_STEPS = 15  # below them the literature's codes lower the order of the last steps
+LEAP = 2.0  # a last step that is longer than so many of the one before has nothing to rest a polynomial on
 NATIVE = {"data": "log-snr", "noise": "log-snr", "v": "angle", "rectified": "flow-time"}
 
 
@@ -261,7 +262,8 @@ class ExponentialAdams(Exponential):
         start: `"cold"` or `"warm"`.
         lower_final: whether the last steps use ever fewer evaluations, the very last one its own only, which limits the
             order to 2; None: on grids of less than 15 steps, as the literature's codes do, since there a network's
-            roughness costs more than the order gains.
+            roughness costs more than the order gains, and on those whose last step is more than twice as long as the
+            one before in the variable of interpolation, since polynomials are carried too far there.
         final_nodes: evaluations that the sample is made from at the end; 0 to end in a state.
         centred_below: noise level sigma / alpha from which on v is interpolated about a data estimate; None for never.
         jumps: noise levels sigma / alpha at which the score jumps; an evaluation at one of them is of the levels below.
@@ -405,8 +407,14 @@ class ExponentialAdams(Exponential):
     def _nodes_at(self, k: Step) -> int:
         """Number of evaluations that a step uses."""
         n = k.n - self.ends_in_data
-        lower = n < FEW_STEPS if self.lower_final is None else self.lower_final
+        lower = n < FEW_STEPS or self._leaps(k, n) if self.lower_final is None else self.lower_final
         return min(self.nodes, n - k.i) if lower else self.nodes
+
+    def _leaps(self, k: Step, n: int) -> bool:
+        """True if the last of n steps is much longer than the one before, as times even down to the data make it."""
+        part = self.part(k.start, k.end)
+        a, b, c = (part.coordinate(node) for node in k.nodes[n - 2 : n + 1])
+        return math.isfinite(c) and abs(c - b) > LEAP * abs(b - a)
 
     def _sample(self, k: Step) -> Form:
         """The polynomial through the last data estimates at the last step's end, without a call there."""

@@ -85,7 +85,8 @@ def DPMSolverPP(
         start: `"cold"` or `"warm"`, see `ExponentialAdams`; warm by default from order 3 without noise.
         eta: stochasticity, 1 for the reverse SDE; a number or a function of time.
         singlestep: `order` network calls per step ("2S", "3S") instead of one ("2M", "3M").
-        lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps.
+        lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps and on
+            those with a last step that is far longer than the one before, see `ExponentialAdams`.
 
     Raises:
         ValueError: for options out of range.
@@ -126,7 +127,8 @@ def DPMSolver(
         start: `"cold"` or `"warm"`, see `ExponentialAdams`; warm by default from order 3 without noise.
         eta: stochasticity, 1 for the reverse SDE; a number or a function of time.
         singlestep: `order` network calls per step, as in the first paper, instead of one.
-        lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps.
+        lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps and on
+            those with a last step that is far longer than the one before, see `ExponentialAdams`.
 
     Raises:
         ValueError: for options out of range.
@@ -215,7 +217,8 @@ def DEIS(
         order: number of evaluations used.
         variable: `"time"`, the process' own, or `"vp-time"`, the time at which `VPSDE()` has the same noise level.
         start: `"cold"` as published or `"warm"`, the default from order 3.
-        lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps.
+        lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps and on
+            those with a last step that is far longer than the one before, see `ExponentialAdams`.
 
     Raises:
         ValueError: for another variable.
@@ -369,7 +372,8 @@ def UniPC(
         variant: `"bh2"` or `"bh1"`, the paper's two simplifications where two evaluations are used, or `"exact"`.
         start: `"cold"` as published, or `"warm"` for the last order.
         corrector: without it, UniP.
-        lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps.
+        lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps and on
+            those with a last step that is far longer than the one before, see `ExponentialAdams`.
 
     Raises:
         ValueError: for options out of range.
@@ -424,7 +428,8 @@ def SASolver(
         corrector: number of evaluations of the corrector, 0 for none; one more than the predictor by default.
         eta: stochasticity (tau in the paper), a number or a function of time.
         window: noise levels sigma / alpha within which there is noise; the paper's choice for EDM networks.
-        lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps.
+        lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps and on
+            those with a last step that is far longer than the one before, see `ExponentialAdams`.
 
     Raises:
         ValueError: for options out of range.
@@ -539,7 +544,8 @@ def Rosenbrock(
         centred_below: noise level sigma / alpha from which on v is taken about a data estimate; None for never.
         eta: stochasticity, a number or a function of time.
         start: `"cold"` or `"warm"`, the default from order 3 without noise.
-        lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps.
+        lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps and on
+            those with a last step that is far longer than the one before, see `ExponentialAdams`.
 
     Raises:
         ValueError: for another variable, or `no_signal_above` in the angle.
@@ -591,7 +597,8 @@ def RectifiedAdams(order: int = 2, *, start: str | None = None, lower_final: boo
     Args:
         order: number of evaluations used.
         start: `"cold"` or `"warm"`, the default from order 3.
-        lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps.
+        lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps and on
+            those with a last step that is far longer than the one before, see `ExponentialAdams`.
 
     Raises:
         ValueError: for an order below 1, or a start of another name.

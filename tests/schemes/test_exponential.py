@@ -677,6 +677,53 @@ def test_families_are_cases_of_the_exponential_integrators(solver: Any, name: An
     assert repr(solver) == repr(case)
 
 
+LEAPING: list[sg.schemes.ExponentialAdams] = [
+    adams(variant="midpoint"), adams(nodes=3, start="warm"), adams(nodes=3, corrector=4), adams(nodes=3, eta=1.0),
+    adams(**NOISE, nodes=3), adams(nodes=2, corrector=3, eta=1.0, window=(0.05, 1.0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("solver", LEAPING, ids=repr)
+@pytest.mark.parametrize(
+    ("sde", "grid", "lower"),
+    [
+        (sg.RectifiedFlowSDE(), sg.grids.Uniform(), True),
+        (sg.RectifiedFlowSDE(), sg.grids.Shifted(3.0), True),
+        (sg.VPSDE(), sg.grids.Uniform(), True),
+        (sg.RectifiedFlowSDE(), sg.grids.LogSNR(), False),
+        (sg.EDMSDE(), sg.grids.Karras(), False),
+    ],
+    ids=repr,
+)
+def test_the_order_falls_before_a_leap(
+    solver: sg.schemes.ExponentialAdams, sde: sg.LinearSDE, grid: sg.grids.GridRule, lower: bool
+) -> None:
+    """Of 24 steps that end in a leap the last ones are of lower order, of others none is."""
+    times = grid(sde, 24)
+
+    as_given = dataclasses.replace(solver, lower_final=None).compile(sde, times)
+    assert as_given == dataclasses.replace(solver, lower_final=lower).compile(sde, times)
+    assert as_given != dataclasses.replace(solver, lower_final=not lower).compile(sde, times)
+
+
+@pytest.mark.parametrize("name", ["dpm++2m", "dpm++3m", "unipc2", "unipc3", "unipc4", "dpm++3m-published"])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_twice_the_calls_err_less_on_the_times_of_flows(name: str, shift: float) -> None:
+    """Three modes on rectified flow: 20 calls err at most .9 times as much as 10, where `unipc3` erred 5 times as much."""
+    sde = sg.RectifiedFlowSDE()
+    means = torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.0, -1.5]], dtype=torch.float64)
+    score = sg.oracles.GaussianMixture(means, 0.2).score(sde)
+    x_T = sde.prior_sample((16, 2), seed=0, dtype=torch.float64)
+    exact = sg.sample(score, sde, x_T=x_T, solver="lms4", nfe=200, grid="log-snr").x
+
+    def error(nfe: int) -> float:
+        """Root mean square."""
+        x = sg.sample(score, sde, x_T=x_T, solver=name, nfe=nfe, grid=sg.grids.Shifted(shift)).x
+        return float((x - exact).square().mean().sqrt())
+
+    assert error(20) < 0.9 * error(10)
+
+
 def test_wrappers_take_solvers_by_name() -> None:
     """As `sample` does; a class in the place of a solver is told apart from its instances."""
     assert sg.Restart("dpmpp_2m") == sg.Restart(sg.DPMSolverPP(2))
