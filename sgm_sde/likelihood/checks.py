@@ -50,12 +50,14 @@ def check_process(sde: LinearSDE, eps: float | None) -> float:
 
 
 def end_of_data(sde: LinearSDE | MatrixSDE, eps: float | None) -> float:
-    """eps, or the process' own.
+    """eps, or the process' own; 0 where there is noise at 0, as with VDM's log-SNR.
 
     Raises:
         ValueError: for eps outside of (0, T).
     """
     eps = sde.likelihood_eps if eps is None else at_ends(sde, eps, sde.likelihood_eps, option="eps")
+    if eps == 0 and has_scalar_marginal(sde) and float(sde.sigma(0.0)) >= SMALLEST:
+        return eps
     if not 0 < eps < sde.T:
         raise ValueError(f"eps must lie in (0, T) = (0, {sde.T}), got {eps}")
     return eps

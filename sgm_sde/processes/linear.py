@@ -332,6 +332,11 @@ class ScheduleSDE(LinearSDE):
                 f"got {value[bad][0].item()} at t={first:.6g}{words}"
             )
 
+    @property
+    def likelihood_eps(self) -> float:
+        """`eps`: the schedule need not say anything below."""
+        return self.eps
+
     def alpha(self, t: Time) -> Tensor:
         """Signal scale; returns the shape of `t`."""
         return self._evaluate(self.alpha_fn, "alpha", as_time(t))

@@ -117,3 +117,45 @@ def test_the_error_in_one_dimension_where_every_function_is_a_gradient(sde: Line
     found = sg.log_prob(score, sde, x, method=FixedGrid(96))
     off = (found.value - sg.log_prob(score, sde, x, method=FixedGrid(384)).value).abs()
     assert float((off <= found.error + 1e-9).double().mean()) >= 0.95
+
+
+def vp_in_units(unit: float) -> LinearSDE:
+    """VP with its time in units of 1 / unit, which ends at 0.001 of T."""
+    vp = sg.VPSDE()
+    return LinearSDE.from_schedule(
+        lambda t: vp.alpha(t / unit), lambda t: vp.sigma(t / unit), T=unit * vp.T, eps=unit * vp.eps
+    )
+
+
+@pytest.mark.parametrize("unit", [1000.0, 0.001])
+def test_densities_do_not_depend_on_the_unit_of_time(unit: float) -> None:
+    """Of a schedule in steps of a table the density is that of VP at the same noise, and no network is called below."""
+    oracle = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]], dtype=torch.float64), 0.3)
+    sde = vp_in_units(unit)
+    seen: list[float] = []
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(float(t.min()))
+        return oracle.score(sde)(x, t)
+
+    x = oracle.sample(6, sg.VPSDE(), 1e-3, seed=0, dtype=torch.float64)
+    found = sg.log_prob(score, sde, x).value
+    expected = sg.log_prob(oracle.score(sg.VPSDE()), sg.VPSDE(), x, eps=1e-3).value
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert min(seen) == pytest.approx(sde.eps)
+
+
+def test_densities_at_time_zero_where_there_is_noise() -> None:
+    """On VDM's log-SNR from 13.3 to -5 the process begins at 0, and so does the density; on VP nothing is there."""
+    sde = LinearSDE.from_schedule(
+        lambda t: torch.sigmoid(13.3 - 18.3 * t).sqrt(), lambda t: torch.sigmoid(18.3 * t - 13.3).sqrt(), eps=0.0
+    )
+    oracle = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]], dtype=torch.float64), 0.3)
+    score = oracle.score(sde)
+    x = oracle.sample(6, sde, 0.0, seed=0, dtype=torch.float64)
+
+    found = sg.log_prob(score, sde, x, prior=lambda z: oracle.log_prob(z, sde, sde.T))
+    assert torch.allclose(found.value, oracle.log_prob(x, sde, 0.0), atol=1e-3)
+    assert torch.allclose(sg.decode(score, sde, sg.encode(score, sde, x).x).x, x, atol=1e-3)
+    with pytest.raises(ValueError, match=r"eps must lie in \(0, T\) = \(0, 1.0\), got 0.0"):
+        sg.log_prob(oracle.score(sg.VPSDE()), sg.VPSDE(), x, eps=0.0)

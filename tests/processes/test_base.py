@@ -91,6 +91,7 @@ def test_where_likelihoods_end() -> None:
     assert sg.VPSDE(eps=1e-6).likelihood_eps == 1e-6
     assert sg.EDMSDE(0.5, 2.0).likelihood_eps == 0.5
     assert sg.DiscreteVPSDE([0.1, 0.2]).likelihood_eps == sg.DiscreteVESDE([1.0, 2.0]).likelihood_eps == 0.5
+    assert sg.LinearSDE.from_schedule(torch.ones_like, lambda t: t, T=1000.0, eps=2.0).likelihood_eps == 2.0
 
 
 def test_what_is_missing_comes_back_from_other_processes() -> None:
