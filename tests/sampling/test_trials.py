@@ -317,6 +317,18 @@ def test_a_network_that_is_not_what_it_was_taken_for() -> None:
         sg.pilot(noise, VP, (8, 2), nfe=8, **QUICK)
 
 
+def test_some_exact_samples_of_no_plausible_size_are_no_reason_to_refuse() -> None:
+    """Noises beyond .53, where the network has the sign wrong, end far out; the trial runs on, and says so."""
+
+    def noise(x: Tensor, t: Tensor) -> Tensor:
+        right = -SCORE(x, t) * VP.sigma(t)[:, None]
+        return torch.where(x[:, :1] > 0.53, -right, right)
+
+    with pytest.warns(sg.trials.PilotWarning, match="of the exact samples themselves [1-7] of 16 are of a size"):
+        found = sg.pilot(sg.from_noise(noise, VP), VP, (16, 2), nfe=8, candidates=["ddim", "dpm++2m"], **QUICK)
+    assert found.errors[0][1] < math.inf
+
+
 GIVEN = [
     sg.Setting(solver, grid)
     for solver in ("euler", "ddim", "heun", "midpoint", "ipndm2", "dpm++2m", "dpm3m", "deis3")

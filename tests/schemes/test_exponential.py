@@ -709,7 +709,7 @@ def test_the_order_falls_before_a_leap(
 @pytest.mark.parametrize("name", ["dpm++2m", "dpm++3m", "unipc2", "unipc3", "unipc4", "dpm++3m-published"])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_twice_the_calls_err_less_on_the_times_of_flows(name: str, shift: float) -> None:
-    """Three modes on rectified flow: 20 calls err at most .9 times as much as 10, where `unipc3` erred 5 times as much."""
+    """Three modes on rectified flow: 20 calls err at most .9 times as much as 10; `unipc3` erred 5 times as much."""
     sde = sg.RectifiedFlowSDE()
     means = torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.0, -1.5]], dtype=torch.float64)
     score = sg.oracles.GaussianMixture(means, 0.2).score(sde)
