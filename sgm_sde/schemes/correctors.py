@@ -221,7 +221,9 @@ class Langevin(Corrector):
     def update(self, x: Tensor, score: Tensor, z: Tensor, constant: float) -> tuple[Tensor, Tensor]:
         """One update: its mean, and what noise adds."""
         if self.norm == "expected":
-            return torch.add(x, score, alpha=constant), math.sqrt(2 * constant) * z
+            mean = torch.add(x, score, alpha=constant)
+            del score  # nothing else holds it, and noise needs as much memory
+            return mean, math.sqrt(2 * constant) * z
 
         ratio = self._ratio(z, score).reshape(-1, *[1] * (x.ndim - 1))
         root = self.snr * ratio  # sqrt(epsilon / (2 a))
