@@ -88,6 +88,14 @@ OWN_CALLS = 32  # for samples of its own
 OWN_RUNS = 4  # for each datum at most, where data have few numbers
 SPREAD = 0.1  # of the data's standard deviation: more or less of its own samples is told
 REPEATED = 1e-3  # of the data's standard deviation, from which on a second call is another: half precision moves less
+AT_LOW_NOISE = 1  # of the levels, where every prediction changes with the state
+DIFFERENTIATED = 64  # data whose graph is kept, where all of them have more than `NUMBERS`
+SMOOTHED = 0.05  # standard deviations of the noise there, over which a difference goes
+LOST = 0.1  # share of the change with the state that is not in the gradient, from which it is told
+OF_LOST = (
+    "how it changes with x is not in it, as behind rounding, quantised layers or detach(). Samples are as they are, "
+    "and likelihoods and posterior scores (DPS, MMPS), which differentiate it, are wrong"
+)
 UNTRAINED = 1.1  # times the error of the best linear estimate, from which on a network has learnt nothing
 MOST_NOISES = 32  # for each datum, where data have few numbers
 NUMBERS = 16384  # of states, which are enough at a noise level
@@ -209,7 +217,8 @@ def check_score(
             than of data in `sg.PerSample`, and a network that returns what is not finite.
 
     Warns:
-        ScoreCheckWarning: if a second call on the same states moves its estimates; if it errs a quarter more than the
+        ScoreCheckWarning: if a second call on the same states moves its estimates; if its gradient is not that of its
+            output, as where it rounds or detaches some of it; if it errs a quarter more than the
             Gaussian at some noise level, or its estimate of the noise near pure noise displaces samples by a quarter of
             the noise's standard deviation or more; if it errs a tenth more than the best linear estimate; and if
             samples of its own spread a tenth more or less than the data, by three standard errors. Of guided scores the
@@ -244,6 +253,7 @@ def check_score(
     with torch.no_grad():
         estimates = [noised.estimate_of(model, k) for k in range(len(noised.nodes))]
         _compare_with_itself(noised, model, estimates)
+        _compare_gradients(noised, model, NoiseStream(seeds, "probe"))
         found = noised.check([noised.error(estimate) for estimate in estimates])
         better = _better_reading(score, noises, model.kwargs, found) if type(score) is Score else None
         if not score.coupled and (better is not None or max(found._ratios) > WORSE_AT_A_LEVEL):
@@ -277,6 +287,45 @@ def _compare_with_itself(noised: _Noised, model: BoundScore, estimates: Sequence
             f"more than their seeds",
             ScoreCheckWarning,
         )
+
+
+def _compare_gradients(noised: _Noised, model: BoundScore, stream: NoiseStream) -> None:
+    r"""Warn of a network whose gradient is not that of its output: it rounds or detaches some of it.
+
+    Its Jacobian J in a direction z from the noise of the data, $z^\top Jz$, by autograd and by a difference, both in
+    the mean over some data, of which the second smooths the network over a twentieth of the noise there. A network
+    without any gradient is not asked, since what needs one refuses it.
+    """
+    x, t = noised.states[AT_LOW_NOISE]
+    n = len(x) if x.numel() <= NUMBERS else min(len(x), DIFFERENTIATED)
+    index = torch.arange(n, device=x.device)
+    x = x[:n]
+    t = t[:n]
+
+    try:
+        model.of_some(index, len(noised.x0))
+    except ValueError:  # nothing says which arguments go with the data
+        return
+
+    z = stream.normal(tuple(noised.x0.shape), x.dtype, x.device)[:n].sign()
+    h = SMOOTHED * noised.nodes[AT_LOW_NOISE].sigma
+
+    with model.only(index, len(noised.x0)):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            output = model.evaluate(leaf, t)
+            if not output.requires_grad:
+                return
+            (vjp,) = torch.autograd.grad(output, leaf, z.to(output), allow_unused=True)
+
+        differences = model.evaluate(x + h * z, t) - model.evaluate(x - h * z, t)
+
+    by_difference = (z * differences).double().flatten(1).sum(1) / (2 * h)
+    by_autograd = torch.zeros_like(by_difference) if vjp is None else (z * vjp).double().flatten(1).sum(1)
+
+    off = float((by_autograd - by_difference).sum().abs() / by_difference.abs().sum().clamp(min=TINY))
+    if off > LOST:
+        warn(f"the network's gradient is not that of its output: {off:.0%} of {OF_LOST}", ScoreCheckWarning)
 
 
 def _compare_with_gaussian(found: ScoreCheck) -> None:

@@ -556,6 +556,48 @@ def test_a_network_that_keeps_something_between_calls_is_told() -> None:
         check_score(score, DATA)
 
 
+def rounded(x: Tensor, out: Callable[[Tensor], Tensor]) -> Tensor:
+    return out(torch.round(x * 64) / 64)
+
+
+def half_detached(x: Tensor, out: Callable[[Tensor], Tensor]) -> Tensor:
+    value = out(x)
+    return torch.cat([value[:, :1], value[:, 1:].detach()], 1)
+
+
+@pytest.mark.parametrize("prediction", ["noise", "data", "v", "flow", "score"])
+@pytest.mark.parametrize("change", [rounded, half_detached])
+def test_lost_gradients_are_told(
+    change: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor], prediction: str
+) -> None:
+    """Of the output, as behind rounding, or of half of it: samples are as before, and densities are wrong."""
+
+    def net(x: Tensor, index: Tensor) -> Tensor:
+        return change(x, lambda x: by_index(prediction)(x, index))
+
+    make = getattr(sg, "from_" + {"data": "denoiser"}.get(prediction, prediction))
+    score = make(net, SDE, time_label=sg.time_labels.ddpm(1000))
+    with pytest.warns(sg.testing.ScoreCheckWarning, match="the network's gradient is not that of its output"):
+        check_score(score, DATA)
+
+
+def test_a_network_of_many_numbers_is_differentiated_at_some_of_the_data() -> None:
+    """64 of them, with their rows of the conditions; one without any gradient is refused where it needs one."""
+    law = sg.oracles.Gaussian(torch.zeros(256), 0.25)
+    exact = law.score(SDE)
+    data = law.sample(80, seed=0)
+    seen = []
+
+    def noise(x: Tensor, index: Tensor, shift: Tensor) -> Tensor:
+        seen.append((len(x), len(shift)))
+        t = ((index.double() + 1) / 1000).clamp(1e-3, 1.0)
+        return exact.predict("noise", x, t).to(x.dtype).detach()
+
+    score = sg.from_noise(noise, SDE, time_label=sg.time_labels.ddpm(1000))
+    check_score(score, data, model_kwargs={"shift": sg.PerSample(torch.zeros(80, 256))})
+    assert (64, 64) in seen
+
+
 def test_a_network_that_draws_noise_of_its_own_is_told() -> None:
     def noise(x: Tensor, index: Tensor) -> Tensor:
         own = by_index("noise")(x, index)
