@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sgm_sde import inverse
 from sgm_sde.inverse.linalg import Linearised, conjugate_gradient, conjugate_residual
-from tests.helpers import F64, UsedUp
+from tests.helpers import DONATES, F64, UsedUp
 from tests.inverse.cases import (
     HALF,
     normal,
@@ -36,6 +36,7 @@ def test_measurements() -> None:
     assert inverse.Measurement.simulate(blocks, data[:5]).y.eq(1).all()
 
 
+@DONATES
 @torch.no_grad()
 def test_products_where_a_graph_gives_a_single_one() -> None:
     """Of the square, and of the cube that is made of it: 2 x v and 3 x^2 v, as often as they are asked for."""

@@ -21,7 +21,7 @@ from sgm_sde.likelihood import (
     choose_probe_basis,
 )
 from sgm_sde.likelihood.trace import probe_transform
-from tests.helpers import F64, LINEAR, Square, UsedUp
+from tests.helpers import DONATES, F64, LINEAR, Square, UsedUp
 from tests.likelihood.cases import points
 
 VP = LINEAR["vp"]
@@ -197,6 +197,7 @@ def often(x: Tensor, t: Tensor) -> Tensor:
     return -x - x**2 / 8
 
 
+@DONATES
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
 def test_networks_whose_graphs_give_a_single_product(trace: str) -> None:
     """They are asked again for each product, which are counted: the values are those of the others, probes included."""
@@ -208,6 +209,7 @@ def test_networks_whose_graphs_give_a_single_product(trace: str) -> None:
     assert (found.nfe, found.vjps) == (27, 18)
 
 
+@DONATES
 def test_second_derivatives_of_compiled_networks_are_refused() -> None:
     with pytest.raises(
         ValueError, match="enable_grad=True takes second ones here: give it the network as it was before"
