@@ -314,11 +314,13 @@ def _likelihood_options(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--repeats", type=int, default=1, help="dequantisation draws for each image (%(default)s)")
     parser.add_argument("--importance", action="store_true", help="importance-weighted bound over the draws")
-    parser.add_argument("--dequantize", choices=("uniform", "diffusion"), help="of the levels (the model's)")
+    parser.add_argument(
+        "--dequantize", choices=("uniform", "truncated-normal", "diffusion"), help="of the levels (the model's)"
+    )
 
     parser.add_argument("--eps", type=float, help="time at which the density is taken")
     parser.add_argument("--steps", type=int, help="of the fixed grid")
-    parser.add_argument("--method", help="exponential, or rk45-scipy")
+    parser.add_argument("--method", help="exponential, adaptive, dopri5-adjoint or rk45-scipy")
     parser.add_argument("--trace", help="hutchinson, or exact")
     parser.add_argument("--n-probes", type=int, help="probes per node and image")
 

@@ -160,7 +160,7 @@ def _die(fd: int | None = None) -> None:
 
 def _count_points(die_at: int) -> list[int]:
     """Kill this process at a point of its writing: before and after each flush and rename."""
-    passed, fsync, replace = [0], os.fsync, os.replace
+    passed, fsync, replace = [0], os.fsync, Path.replace
 
     def point(fd: int | None = None) -> None:
         passed[0] += 1
@@ -172,12 +172,14 @@ def _count_points(die_at: int) -> list[int]:
         fsync(fd)
         point()
 
-    def counted_replace(*args: Any, **kwargs: Any) -> None:
+    def counted_replace(path: Path, target: Path) -> Path:
         point()
-        replace(*args, **kwargs)
+        replaced = replace(path, target)
         point()
+        return replaced
 
-    os.fsync, os.replace = counted_fsync, counted_replace
+    os.fsync = counted_fsync
+    Path.replace = counted_replace  # type: ignore[method-assign, assignment]  # which asks os.replace from 3.11 on
     return passed
 
 

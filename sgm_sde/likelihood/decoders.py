@@ -104,7 +104,7 @@ class Levels:
 def _check_levels(images: Tensor, n_levels: int) -> None:
     """Raise ValueError unless images are (B, *) in [0, n_levels), and not 0 and 1 alone of many levels."""
     if images.ndim < 2 or images.numel() == 0:
-        raise ValueError(f"images must have the shape (B, *), got {tuple(images.shape)}")
+        raise ValueError(f"images must have the shape (B, *), with at least one number, got {tuple(images.shape)}")
     least = int(images.min())
     most = int(images.max())
     if least < 0 or most >= n_levels:

@@ -17,7 +17,9 @@ A result's `nfe` counts calls of the guided score, its `rows` what the networks 
 """
 
 from sgm_sde.scores.guidance.around import APG, Rescaled, Thresholded, Weakened
-from sgm_sde.scores.guidance.base import Extrapolation, GuidedScore, Interval, Scale
+from sgm_sde.scores.guidance.base import Extrapolation, GuidedScore
+from sgm_sde.scores.guidance.base import Interval as Interval
+from sgm_sde.scores.guidance.base import Scale as Scale
 from sgm_sde.scores.guidance.classifier import Classifier, LabelLikelihood, from_classifier
 from sgm_sde.scores.guidance.free import Auto, ClassifierFree, cfg_plus_plus
 
@@ -28,10 +30,8 @@ __all__ = [
     "ClassifierFree",
     "Extrapolation",
     "GuidedScore",
-    "Interval",
     "LabelLikelihood",
     "Rescaled",
-    "Scale",
     "Thresholded",
     "Weakened",
     "cfg_plus_plus",
