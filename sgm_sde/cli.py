@@ -20,6 +20,8 @@ from sgm_sde._utils.checks import check_integer, described, usable_device
 from sgm_sde._utils.elsewhere import CONDITIONS, GUIDANCE, SAMPLES, SOLVERS, STEPS, instead_of
 from sgm_sde._utils.files import JsonMapping, JsonObject, folder_to_write
 from sgm_sde.data.images import read_data
+from sgm_sde.likelihood.dequantisation import DEQUANTISATIONS
+from sgm_sde.likelihood.methods import METHODS
 from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.schemes import solvers
 from sgm_sde.zoo.models import Model
@@ -314,13 +316,11 @@ def _likelihood_options(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--repeats", type=int, default=1, help="dequantisation draws for each image (%(default)s)")
     parser.add_argument("--importance", action="store_true", help="importance-weighted bound over the draws")
-    parser.add_argument(
-        "--dequantize", choices=("uniform", "truncated-normal", "diffusion"), help="of the levels (the model's)"
-    )
+    parser.add_argument("--dequantize", choices=DEQUANTISATIONS, help="of the levels (the model's)")
 
     parser.add_argument("--eps", type=float, help="time at which the density is taken")
     parser.add_argument("--steps", type=int, help="of the fixed grid")
-    parser.add_argument("--method", help="exponential, adaptive, dopri5-adjoint or rk45-scipy")
+    parser.add_argument("--method", help=f"of the flow: {', '.join(METHODS)}")
     parser.add_argument("--trace", help="hutchinson, or exact")
     parser.add_argument("--n-probes", type=int, help="probes per node and image")
 
