@@ -467,7 +467,7 @@ NEAREST = {
     "odeint": "'dopri5', or 'torchdiffeq:dopri5'",
     "probability-flow": "'dopri5', which finds its own steps, or the default",
     "res-multistep": "'dpm++2m'",
-    "reversible-heun": "'torchsde:reversible_heun'",
+    "reversible-heun": "'torchsde:heun'",
     "milstein": "'torchsde:milstein'; noise here does not depend on the state, for which it is 'euler-maruyama'",
     "sde": "'euler-maruyama'",
     "srk": "'torchsde:srk'",

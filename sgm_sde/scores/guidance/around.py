@@ -80,7 +80,7 @@ class Rescaled(AroundGuidance):
     Examples:
         >>> import sgm_sde as sg
         >>> net = lambda x, sigma, y: x * (1 + 0.1 * y[:, None]) / (1 + sigma[:, None] ** 2)
-        >>> guided = ClassifierFree(sg.from_denoiser(net, sg.EDMSDE()), scale=5.0, null={"y": 0})
+        >>> guided = sg.guidance.ClassifierFree(sg.from_denoiser(net, sg.EDMSDE()), scale=5.0, null={"y": 0})
         >>> Rescaled(guided, 1.0).output(torch.tensor([[1.0, 3.0]]), torch.ones(1), y=torch.ones(1)).std()
         tensor(0.7778)
     """
@@ -122,7 +122,7 @@ class APG(AroundGuidance):
     Examples:
         >>> import sgm_sde as sg
         >>> net = lambda x, sigma, y: y[:, None] * torch.tensor([1.0, 0.0]) + torch.tensor([0.0, 1.0])
-        >>> guided = ClassifierFree(sg.from_denoiser(net, sg.EDMSDE()), scale=3.0, null={"y": 0.0})
+        >>> guided = sg.guidance.ClassifierFree(sg.from_denoiser(net, sg.EDMSDE()), scale=3.0, null={"y": 0.0})
         >>> APG(guided, eta=1.0).denoised(torch.zeros(1, 2), 1.0, y=torch.ones(1))
         tensor([[3., 1.]])
     """

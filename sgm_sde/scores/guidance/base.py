@@ -42,7 +42,7 @@ class GuidedScore(Score):
     Examples:
         >>> import sgm_sde as sg
         >>> main, weak = (sg.from_noise(lambda x, t, c=c: c * x, sg.VPSDE()) for c in (1.0, 0.8))
-        >>> guided = Auto(main, weak, 2.0)
+        >>> guided = sg.guidance.Auto(main, weak, 2.0)
         >>> isinstance(guided, GuidedScore), guided.branches, len(guided.parts)
         (True, 2, 2)
     """
@@ -211,7 +211,7 @@ class Extrapolation(GuidedScore):
     Examples:
         >>> import sgm_sde as sg
         >>> main, weak = (sg.from_noise(lambda x, t, c=c: c * x, sg.VPSDE()) for c in (1.0, 0.8))
-        >>> score = Auto(main, weak, 2.0)
+        >>> score = sg.guidance.Auto(main, weak, 2.0)
         >>> isinstance(score, Extrapolation), score.output(torch.ones(1, 1), torch.ones(1))  # 0.8 + 2 (1 - 0.8)
         (True, tensor([[1.2000]]))
     """
