@@ -394,7 +394,7 @@ def test_sde_steps_by_hand(method: str, variable: str) -> None:
             mean = (slope - rate_next * rev.f(there, t_next)) / 2
             x = x + mean * (s_next - s) + (g + rate_next**0.5 * float(rev.g(t_next[:1]))) / 2 * dW
     end_of_run = run_alone(sg.schemes.TorchSDE(method, variable=variable), steps=steps)
-    torch.testing.assert_close(end_of_run.y[0], x, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(end_of_run.y[0], x, rtol=1e-9, atol=1e-9)
     # and one evaluation by which the library learns the shapes
     assert end_of_run.evaluations.tolist() == [1 + steps * (1 if method == "euler" else 2)] * 3
 
