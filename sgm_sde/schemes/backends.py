@@ -69,6 +69,7 @@ class Backend(AdaptiveSolver):
     library: ClassVar[str]
     adaptive: ClassVar[dict[str, int]]  # methods and their orders
     fixed: ClassVar[dict[str, int]]
+    refused: ClassVar[dict[str, str]] = {}  # other methods of the library, and why they are refused
     stops_at_nan: ClassVar[bool] = False  # whether the run ends at the first value that is not finite
 
     def __post_init__(self) -> None:
@@ -79,6 +80,8 @@ class Backend(AdaptiveSolver):
             raise TypeError(f"method must be a name, got {described(self.method)}")
         spelled = {name.lower(): name for name in known}
         settle(self, method=spelled.get(self.method.lower(), self.method))
+        if self.method in self.refused:
+            raise ValueError(self.refused[self.method])
         if self.method not in known:
             raise unknown(f"method of {self.library}", self.method, known)
 
@@ -370,14 +373,15 @@ class TorchSDE(Backend):
         "euler": 1, "milstein": 1, "srk": 1, "midpoint": 1, "heun": 1, "euler_heun": 1,
     }  # fmt: skip
     fixed: ClassVar[dict[str, int]] = adaptive
+    refused: ClassVar[dict[str, str]] = {
+        "reversible_heun": (
+            "torchsde's reversible_heun is stable for oscillations alone, and the reverse SDE contracts, so that "
+            "samples of several modes are wrong after thousands of steps, too: take torchsde:heun"
+        )
+    }
     variable: str | None = None
 
     def __post_init__(self) -> None:
-        if self.method == "reversible_heun":
-            raise ValueError(
-                "torchsde's reversible_heun is stable for oscillations alone, and the reverse SDE contracts, so that "
-                "samples of several modes are wrong after thousands of steps, too: take torchsde:heun"
-            )
         super().__post_init__()
         one_of("variable", self.variable, (None, "flow-time", "time"))
 

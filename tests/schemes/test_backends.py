@@ -415,6 +415,13 @@ def test_an_unstable_method_is_refused() -> None:
         sg.schemes.TorchSDE("reversible_heun")
 
 
+@pytest.mark.parametrize("kind", [sg.schemes.SciPy, sg.schemes.TorchDiffEq, sg.schemes.TorchSDE])
+def test_a_method_is_a_name(kind: Any) -> None:
+    """Told of arrays as well, whose comparison with a name has no truth value."""
+    with pytest.raises(TypeError, match=r"method must be a name, got"):
+        kind(np.array([0.5, 0.25]))
+
+
 @pytest.mark.parametrize("method", ["euler", "srk"])
 @pytest.mark.parametrize("steps", [None, 7])
 def test_torchsde_is_torchsde(method: str, steps: int | None) -> None:
