@@ -10,7 +10,8 @@ setting is chosen and its error stated
 
 - naively: the error on the noises that the choice was made on, by the same exact samples as those of the fit, in units
   of the standard deviation of 64 other samples;
-- as the library does: cross-fitted, by surer samples for an eighth of the noises, in units of those held out.
+- as the library does: cross-fitted, by surer samples for an eighth of the noises or for all, in units of those held
+  out.
 
 Printed are the mean of stated over true with its standard error, and how often the two are within two of the stated
 standard errors.
@@ -32,7 +33,6 @@ import sgm_sde as sg
 from benchmarks import beds, command
 from benchmarks.calibrated_fresh import recipes, score_of, trained
 from sgm_sde.calibration.choice import Comparison
-from sgm_sde.calibration.search import MOST_WRONG, SURE
 from sgm_sde.calibration.strata import Strata
 from sgm_sde.sampling.trials import REFERENCE
 
@@ -118,12 +118,10 @@ class Draws:
         taken = compared.best(lambda one: True).taken
         parts = compared.by_part(lambda one: True)
         each = compared.cross_fitted(parts)
-        if each.mean() <= (SURE * self.doubt) ** 2:
-            worst = torch.zeros(len(each), dtype=torch.bool)
-            worst[each.topk(len(each) // MOST_WRONG).indices] = True
-            for one, part in parts:
-                here = worst & part
-                each[here] = self._of(self.sure, one)[held][here] / unit
+        unsure = compared.unsure(each, self.doubt)
+        for one, part in parts:
+            here = unsure & part
+            each[here] = self._of(self.sure, one)[held][here] / unit
         stated = compared.measured(taken.name, taken.setting, each)
         return self._beside(stated.rmse, stated.stderr, taken)
 

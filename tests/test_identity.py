@@ -269,7 +269,9 @@ RATE = sg.processes.MatrixSDE.from_rate(
     initial_covariance=[[0, 0], [0, 0.01]],
 )  # fmt: skip
 CALIBRATED = sg.calibration.Calibrated(Table((10.0, 1.0), (10.0, 1.0, 0.0), ((0.9,), (0.0, 1.0))), "{}")
-CALIBRATION = sg.Calibration([HeldOut("pilot", sg.Setting(CALIBRATED), 0.1, 0.2, 0.3, 0.4)], 2, protocol={"class": 1})
+CALIBRATION = sg.Calibration(
+    [HeldOut("off the shelf", sg.Setting(CALIBRATED), 0.1, 0.2, 0.3, 0.4)], 2, protocol={"class": 1}
+)
 VALUES: list[Any] = [
     CALIBRATED, CALIBRATION, FittedLevels((10.0, 1.0)),
     sg.VPSDE(), sg.SubVPSDE(), sg.CosineVPSDE(), sg.VESDE(), sg.EDMSDE(), sg.RectifiedFlowSDE(), sg.CLD(), RATE,

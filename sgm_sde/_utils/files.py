@@ -67,6 +67,21 @@ def folder_to_write(given: Path | str) -> Path:
     return path
 
 
+def file_to_write(given: Path | str) -> Path:
+    """A path of a file that is there, or can be made.
+
+    Raises:
+        TypeError: for what is no path.
+        OSError: where it is a folder, or is to lie in none.
+    """
+    path = readable(given)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} in")
+    return path
+
+
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__

@@ -29,6 +29,9 @@ from sgm_sde.sampling.trials import of_half
 
 ENOUGH = 0.9  # of the error off the shelf; above, no fit is worth its trouble
 PARTS = 8  # of the noises, each measured with the choice made on the others
+SURE = 100.0  # times what exact samples are known to: larger errors are stated with them as they are
+UNSURE = 5.0  # times that: smaller errors are those of the exact samples, on all noises
+MOST_WRONG = 8  # noises for one of those of which surer samples are made between the two
 FEW_NOISES = 8  # that make half of the mean square: its standard error is then itself chance
 
 
@@ -115,6 +118,18 @@ class Comparison:
             on = here.to(found.device)
             found[on] = self.squares[one][on]
         return found
+
+    def unsure(self, each: Tensor, doubt: float) -> Tensor:
+        """Mean square errors (N,) that depend on exact samples of a doubt, as truth values: all, the largest, or none.
+
+        A fit has what is wrong in the exact samples of few calls for right, most of all where both err most.
+        """
+        error = math.sqrt(self.strata.mean(each))
+        if error > SURE * doubt:
+            return torch.zeros_like(each, dtype=torch.bool)
+        if error < UNSURE * doubt:
+            return torch.ones_like(each, dtype=torch.bool)
+        return each >= each.topk(max(1, len(each) // MOST_WRONG)).values[-1]
 
     def of_few(self, each: Tensor) -> int:
         """The number of noises that make half of the mean square, the largest first."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.shapes import finite, flat
+from sgm_sde._utils.shapes import column, finite, flat
 from sgm_sde._utils.units import in_units, units_of
 from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.node import Node
@@ -32,12 +32,10 @@ ROOM = 1e-3  # between the last call and eps, in log s
 
 
 class _Place(NamedTuple):
-    """A time, alpha there, and the weights of state and output in the estimate of the data."""
+    """A time, and as a tensor (4,) that time rounded, alpha, and what an estimate takes of state and output."""
 
     t: float
-    alpha: float
-    c_x: float
-    c_r: float
+    numbers: Tensor
 
 
 @dataclass(frozen=True)
@@ -184,41 +182,52 @@ class Flow:
         index = self.numbers[samples] % self.given
         return rows_at(self.resolved, index)
 
-    def data(self, y: Tensor, log_levels: Sequence[float], samples: range) -> Tensor:
-        """The data estimated at states y (P, n, d) of n samples, each of the P groups at its own level."""
+    def data(self, y: Tensor, log_levels: Sequence[float], samples: range, out: Tensor | None = None) -> Tensor:
+        """The data estimated at states y (P, n, d) of n samples, each of the P groups at its own level; put into `out`
+        if it is given.
+        """
         groups, n, d = y.shape
         t, alpha, c_x, c_r = self._at_levels(log_levels, y)
+        states = self.unmeasured(y).view(groups * n, d)
+        found = torch.empty_like(y) if out is None else out
+        rows = found.view(groups * n, d)
 
         # Groups and samples as one batch, cut into calls.
-        states = self.unmeasured(y).view(groups * n, d)
-        out = torch.empty_like(states)
-        numbers = torch.arange(groups * n, device=y.device)
         for first in range(0, groups * n, self.batch_size):
             part = slice(first, first + self.batch_size)
-            group = numbers[part] // n
-            sample = samples.start + numbers[part] % n
-            x = alpha[group] * states[part]
-            r = self._output(x, t[group], sample)
-            torch.addcmul(c_x[group] * x, c_r[group], r, out=out[part])
-        return self.measured(out).view(y.shape)
+            x = _of(alpha, part) * states[part]
+            r = self._output(x, t[part], first, n, samples)
+            torch.mul(x, _of(c_x, part), out=rows[part]).addcmul_(_of(c_r, part), r)
+        return found if self.units is None else found.mul_(self.units)
 
-    def _output(self, x: Tensor, t: Tensor, samples: Tensor) -> Tensor:
-        """The network's output (m, d) at states x (m, d) of samples of given numbers."""
-        output = self.score.output(x.view(-1, *self.event), t, **self.conditions(samples))
+    def _output(self, x: Tensor, t: Tensor, first: int, n: int, samples: range) -> Tensor:
+        """The network's output (m, d) at states x (m, d), the first of which is one of groups of n samples."""
+        kwargs = {}
+        if self.resolved:
+            numbers = torch.arange(first, first + len(x), device=x.device)
+            kwargs = self.conditions(samples.start + numbers % n)
+        output = self.score.output(x.view(-1, *self.event), t, **kwargs)
         self.network_evals += self.score.network_evals(t)
         return flat(output).to(x.dtype)
 
-    def estimate(self, y: Tensor, log_level: float, samples: range) -> Tensor:
-        """The data estimated at states y (n, d) of n samples, all at one level."""
-        return self.data(y[None], [log_level], samples)[0]
+    def estimate(self, y: Tensor, log_level: float, samples: range, out: Tensor | None = None) -> Tensor:
+        """The data estimated at states y (n, d) of n samples, all at one level; put into `out` if it is given."""
+        return self.data(y[None], [log_level], samples, None if out is None else out[None])[0]
 
     def _at_levels(self, log_levels: Sequence[float], y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Times (P,), and alpha and the weights of state and output (P, 1), as the network and states y take them."""
+        """Times (P n,), and alpha and the weights of state and output, of states y (P, n, d): columns (P n, 1), or one
+        number each where the levels are one.
+        """
         self.prepare(log_levels)
-        places = [self._at[level] for level in log_levels]
-        t = self.model.round_times([place.t for place in places], y)
-        numbers = torch.tensor([place[1:] for place in places], dtype=torch.float64)
-        alpha, c_x, c_r = numbers.to(y)[..., None].unbind(1)
+        groups, n, d = y.shape
+        if len(set(log_levels)) == 1:
+            t, alpha, c_x, c_r = self._at[log_levels[0]].numbers.unbind()
+            return t.expand(groups * n).contiguous(), alpha, c_x, c_r
+
+        places = torch.stack([self._at[level].numbers for level in log_levels])
+        t, *columns = places.repeat_interleave(n, 0).unbind(1)
+        state = y.view(groups * n, d)
+        alpha, c_x, c_r = (column(values, state) for values in columns)
         return t, alpha, c_x, c_r
 
     def snapped(self, level: float) -> float:
@@ -237,9 +246,19 @@ class Flow:
         # A table knows no time beyond its ends, not even by the rounding of a level.
         log_snr = -2 * torch.tensor(new, dtype=torch.float64).clamp(max=self.high)
         times = self.sde.time(log_snr).clamp(self.sde.eps, self.sde.T).tolist()
-        for level, time, node in zip(new, times, self.sde.nodes(times), strict=True):
+        self._at.update(zip(new, self._places(times), strict=True))
+
+    def _places(self, times: Sequence[float]) -> list[_Place]:
+        """Times with the numbers of estimates there."""
+        state = torch.empty(0, dtype=self.dtype, device=self.device)
+        rounded = self.model.round_times(times, state)
+        weights = []
+        for node in self.sde.nodes(times):
             c_x, c_r = checked_conversion(self.score.prediction, "data", node)
-            self._at[level] = _Place(time, node.alpha, c_x, c_r)
+            weights.append((node.alpha, c_x, c_r))
+
+        numbers = torch.cat([rounded[:, None], state.new_tensor(weights)], 1)
+        return list(map(_Place, times, numbers))
 
     def trajectories(self, samples: Samples, nfe: int, keep: int = 0) -> Trajectories:
         """Exact trajectories by a tight solution, at `keep` of its levels.
@@ -262,6 +281,11 @@ class Flow:
             self.network_evals += model.network_evals
         found = Trajectories(record.log_levels, record.y, record.D, end)
         return found if self.units is None else found.times(self.units)
+
+
+def _of(numbers: Tensor, part: slice) -> Tensor:
+    """The numbers of some rows, of a column of them; those of all rows, of a single one."""
+    return numbers if numbers.ndim == 0 else numbers[part]
 
 
 class _Record:

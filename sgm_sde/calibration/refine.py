@@ -21,7 +21,7 @@ Broyden, 1965 (Mathematics of Computation 19).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_autocast, weighted_sum
 from sgm_sde.calibration.flow import Flow
-from sgm_sde.calibration.rows import Rows, combined
+from sgm_sde.calibration.rows import Rows, added, combined
 from sgm_sde.calibration.strata import weighted_median
 
 CHANGE = 0.01  # of a difference: of the state's size, and of log s
@@ -75,47 +75,51 @@ class Unknowns:
         return torch.stack([values[kind](k, j) for kind, k, j in self.entries])
 
     def rows(self, theta: Tensor) -> Rows:
-        """The table of a vector."""
+        """The table of a vector; of several (*, P), numbers of tables with these dimensions first."""
         n = self.n
-        t = theta[:n]
-        g = theta[n : 2 * n - 1]
-        c_n = theta[2 * n - 1 : 2 * n]
-        c = torch.cat([t[:1].exp(), (t[1:] + g).exp(), c_n])
+        t, g, c_n, b = torch.split(theta, [n, n - 1, 1, theta.shape[-1] - 2 * n], -1)
+        first = t[..., :1].exp()
+        others = (t[..., 1:] + g).exp()
+        c = torch.cat([first, others, c_n], -1)
 
-        B = torch.zeros(n + 1, n, dtype=theta.dtype)
+        B = theta.new_zeros(*theta.shape[:-1], n + 1, n)
         k, j = self._places
-        B[k, j] = theta[2 * n :]
+        B[..., k, j] = b
         if self.consistent:
-            last = torch.arange(1, n + 1)
-            B[last, last - 1] = 1 - self.inverse * c[1:] - B[1:].sum(1)
+            rest = 1 - self.inverse * c[..., 1:] - B[..., 1:, :].sum(-1)
+            B[..., 1:, :].diagonal(dim1=-2, dim2=-1).copy_(rest)
         return Rows(t, c, B)
 
     @cached_property
-    def _places(self) -> tuple[list[int], list[int]]:
+    def _places(self) -> tuple[Tensor, Tensor]:
         """Rows and columns of the weights among the unknowns."""
         found = [(k, j) for kind, k, j in self.entries if kind == "b"]
-        return [k for k, _ in found], [j for _, j in found]
+        k, j = torch.tensor(found, dtype=torch.long).view(-1, 2).unbind(1)
+        return k, j
+
+    @cached_property
+    def all_places(self) -> tuple[Tensor, Tensor]:
+        """Rows and columns of all weights, those that follow from others too."""
+        k, j = torch.tril_indices(self.n, self.n)
+        return k + 1, j
 
     def weights_of(self, theta: Tensor) -> Tensor:
-        """All weights, those that follow from others too, as a vector (W,)."""
-        rows = self.rows(theta)
-        k, j = torch.tril_indices(self.n, self.n)
-        return rows.B[k + 1, j]
+        """All weights as a vector (W,)."""
+        return self.rows(theta).B[self.all_places]
 
     def slopes_of(self, theta: Tensor) -> Tensor:
         """Derivatives (W, P) of all weights with respect to the unknowns."""
         n = self.n
         P = len(theta)
         S = torch.zeros(n + 1, n, P, dtype=theta.dtype)
-        k, j = (torch.tensor(places, dtype=torch.long) for places in self._places)
+        k, j = self._places
         b = torch.arange(2 * n, P)
         S[k, j, b] = 1.0
         if self.consistent:
             S[k, k - 1, b] = -1.0
             self._add_slopes_of_scales(S, theta)
 
-        row, column = torch.tril_indices(n, n)
-        return S[row + 1, column]
+        return S[self.all_places]
 
     def _add_slopes_of_scales(self, S: Tensor, theta: Tensor) -> None:
         """Derivatives of the last weight of a consistent row, 1 - c_k / s_T - sum_j b_kj, by its scale."""
@@ -140,12 +144,14 @@ class _Point(NamedTuple):
         y: samples (N, d).
         D: estimates (n, N, d) on the way.
         each: mean square errors (N,).
+        b: all weights (W,).
     """
 
     theta: Tensor
     y: Tensor
     D: Tensor
     each: Tensor
+    b: Tensor
 
 
 class _Trial(NamedTuple):
@@ -218,8 +224,8 @@ class Refinement:
                 break
             J = self._jacobian(unknowns, at)
             w = self._weights(at.each, J)
-            penalty = min(penalty, self._penalty(unknowns, at, w))
-            before = self._loss(unknowns, at, w, penalty)
+            penalty = min(penalty, self._penalty(at, w))
+            before = self._loss(at, w, penalty)
             at, loss, damping = self._descend(unknowns, at, J, w, penalty, damping)
             if loss > (1 - GAIN) * before:
                 break
@@ -230,7 +236,7 @@ class Refinement:
 
     def _descend(self, unknowns: Unknowns, at: _Point, J: Tensor, w: Tensor, penalty: float, damping: float) -> _Trial:
         """The end of several steps with one Jacobian, which each of them corrects."""
-        loss_of = partial(self._loss, unknowns, w=w, penalty=penalty)
+        loss_of = partial(self._loss, w=w, penalty=penalty)
         best = _Trial(at, loss_of(at), damping)
         products = self._products(J, at.y - self.exact, w)
         for _ in range(1 + UPDATES):
@@ -247,8 +253,9 @@ class Refinement:
         return best
 
     def _point(self, unknowns: Unknowns, theta: Tensor) -> _Point:
-        y, D = unknowns.rows(theta).run(self.flow, self.z, self.samples)
-        return _Point(theta, y, D, self.errors(y))
+        rows = unknowns.rows(theta)
+        y, D = rows.run(self.flow, self.z, self.samples)
+        return _Point(theta, y, D, self.errors(y), rows.B[unknowns.all_places])
 
     def _weights(self, each: Tensor, J: Tensor) -> Tensor:
         """Weights (N,) of noises with mean square errors (N,) and derivatives (P, N, d)."""
@@ -265,14 +272,14 @@ class Refinement:
         """The root of a mean square error (N,) from which on a noise weighs less."""
         return OUTLYING * float(weighted_median(each.sqrt(), self.sampling_weights))
 
-    def _penalty(self, unknowns: Unknowns, at: _Point, w: Tensor) -> float:
+    @staticmethod
+    def _penalty(at: _Point, w: Tensor) -> float:
         """The factor with which the penalty is its part of the error."""
-        squares = float(unknowns.weights_of(at.theta).square().sum())
-        return PENALTY * float((w * at.each).mean()) / max(squares, 1e-300)
+        return PENALTY * float((w * at.each).mean()) / max(float(at.b.square().sum()), 1e-300)
 
-    def _loss(self, unknowns: Unknowns, at: _Point, w: Tensor, penalty: float) -> float:
-        squares = float(unknowns.weights_of(at.theta).square().sum())
-        return float((w * at.each).mean()) + penalty * squares
+    @staticmethod
+    def _loss(at: _Point, w: Tensor, penalty: float) -> float:
+        return float((w * at.each).mean()) + penalty * float(at.b.square().sum())
 
     # --- derivatives -------------------------------------------------------------------------------------------------
 
@@ -280,42 +287,58 @@ class Refinement:
         """Derivatives of the samples (P, N, d) with respect to each unknown, by forward differences."""
         J = at.y.new_zeros((len(at.theta), *at.y.shape))
         base = unknowns.rows(at.theta)
-        sizes = at.D.double().square().mean((1, 2)).sqrt().tolist()
+        sizes = self._sizes(unknowns, at.D)
         for row in range(unknowns.n + 1):
             here = [p for p, (kind, k, _) in enumerate(unknowns.entries) if k == row and self._moves(kind)]
-            if not here:
-                continue
-            changes = [self._change(unknowns, base, unknowns.entries[p], at.D, sizes) for p in here]
-            changed = [self._changed(unknowns, at.theta, p, h) for p, h in zip(here, changes, strict=True)]
-            ends = self._ends(base, row, changed, at.D)
-            h = torch.tensor(changes, dtype=torch.float64).to(ends)
-            J[here] = (ends - at.y) / h[:, None, None]
+            if here:
+                changes = [self._change(unknowns, base, unknowns.entries[p], sizes) for p in here]
+                J[here] = self._differences(unknowns, at, row, here, changes)
         return J
+
+    def _differences(
+        self, unknowns: Unknowns, at: _Point, row: int, here: Sequence[int], changes: Sequence[float]
+    ) -> Tensor:
+        """Changes of the samples (P, N, d) over those of some of the unknowns, all of one row."""
+        h = torch.tensor(changes, dtype=torch.float64)
+        theta = at.theta.repeat(len(here), 1)
+        theta[range(len(here)), here] += h
+
+        base = unknowns.rows(at.theta)
+        changed = unknowns.rows(theta)
+        moved = self._ends(base, row, changed, at.D) - at.y
+        return moved / h.to(moved)[:, None, None]
 
     def _moves(self, kind: str) -> bool:
         """True if unknowns of a kind are fitted."""
         return not (self.held and kind == "t")
 
     @staticmethod
-    def _changed(unknowns: Unknowns, theta: Tensor, p: int, h: float) -> Rows:
-        moved = theta.clone()
-        moved[p] += h
-        return unknowns.rows(moved)
+    def _sizes(unknowns: Unknowns, D: Tensor) -> list[list[float]]:
+        """Sizes of what a weight b_kj multiplies, by k and j: of D_j, less D_{k-1} in consistent tables."""
+        flat = D.flatten(1).double()
+        G = flat @ flat.T / flat.shape[1]
+        own = G.diagonal()
+        squares = own.expand(unknowns.n + 1, -1)
+        if unknowns.consistent:
+            differences = own + own[:, None] - 2 * G
+            squares = torch.cat([own[None], differences])
 
-    def _ends(self, base: Rows, row: int, changed: list[Rows], D: Tensor) -> Tensor:
-        """The samples (P, N, d) of tables that differ from one, with estimates D, in a row alone."""
-        c = torch.stack([rows.c[row] for rows in changed]).to(D)
+        sizes = squares.clamp(min=0).sqrt()
+        found: list[list[float]] = sizes.tolist()
+        return found
+
+    def _ends(self, base: Rows, row: int, changed: Rows, D: Tensor) -> Tensor:
+        """The samples (P, N, d) of P tables that differ from one, with estimates D, in a row alone."""
+        c = changed.c[:, row].to(D)
         state = c[:, None, None] * self.z
         if row:
-            B = torch.stack([rows.B[row, :row] for rows in changed]).to(D)
-            state = state + weighted_sum(B, D[:row])
+            state = state + weighted_sum(changed.B[:, row, :row].to(D), D[:row])
         if row == base.n:
             return state
-        levels = [float(rows.t[row]) for rows in changed]
-        return self._go_on(base, row, state, levels, D)
+        return self._go_on(base, row, state, changed.t[:, row].tolist(), D)
 
     def _change(
-        self, unknowns: Unknowns, rows: Rows, entry: tuple[str, int, int], D: Tensor, sizes: list[float]
+        self, unknowns: Unknowns, rows: Rows, entry: tuple[str, int, int], sizes: Sequence[Sequence[float]]
     ) -> float:
         """The step of a difference."""
         kind, k, j = entry
@@ -327,22 +350,18 @@ class Refinement:
             return min(state / float(rows.c[k]), 0.1)
         if kind == "c":
             return state
-
-        size = sizes[j]
-        if unknowns.consistent:
-            size = float((D[j] - D[k - 1]).double().square().mean().sqrt())
-        return min(state / max(size, 1e-12), 0.1)
+        return min(state / max(sizes[k][j], 1e-12), 0.1)
 
     def _go_on(self, rows: Rows, row: int, state: Tensor, levels: list[float], D: Tensor) -> Tensor:
         """The samples (P, N, d) of states (P, N, d) in the place of one row's."""
         later = state.new_empty((rows.n - row, *state.shape))  # one buffer: each state is one product with it
-        later[0] = self.flow.data(state, levels, self.samples)
+        self.flow.data(state, levels, self.samples, out=later[0])
         for m in range(row + 1, rows.n + 1):
-            changed = rows.B[m, row:m].to(state)
             same = combined(rows.c[m], rows.B[m, :row], self.z, D[:row])
-            state = same + weighted_sum(changed, later[: m - row])
+            known = later[: m - row]
+            state = added(same.expand_as(state).contiguous(), rows.B[m, row:m], known)
             if m < rows.n:
-                later[m - row] = self.flow.data(state, [float(rows.t[m])] * len(state), self.samples)
+                self.flow.data(state, [float(rows.t[m])] * len(state), self.samples, out=later[m - row])
         return state
 
     # --- steps -------------------------------------------------------------------------------------------------------
@@ -351,9 +370,8 @@ class Refinement:
     def _normal(unknowns: Unknowns, at: _Point, products: Products, penalty: float) -> Products:
         """Matrix (P, P) and vector (P,) of the normal equations of the loss, in double precision."""
         A, g = products
-        b = unknowns.weights_of(at.theta)
         S = unknowns.slopes_of(at.theta)
-        return A + penalty * S.T @ S, g + penalty * S.T @ b
+        return A + penalty * S.T @ S, g + penalty * S.T @ at.b
 
     @outside_autocast
     def _products(self, J: Tensor, r: Tensor, w: Tensor) -> Products:
@@ -491,5 +509,9 @@ def _step_beside(fixed: Tensor, held: Tensor, moves: Tensor, damped: Tensor, A: 
 def _solved(A: Tensor, g: Tensor) -> Tensor:
     """A solution by the scaled matrix, whose diagonal is 1."""
     scale = A.diagonal().clamp(min=1e-300).rsqrt()
-    found: Tensor = torch.linalg.lstsq(A * scale[:, None] * scale, (g * scale)[:, None]).solution[:, 0] * scale
-    return found
+    scaled = A * scale[:, None] * scale
+    found: Tensor
+    found, failed = torch.linalg.solve_ex(scaled, g * scale)
+    if failed:  # a singular one
+        found = torch.linalg.lstsq(scaled, (g * scale)[:, None]).solution[:, 0]
+    return found * scale

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sgm_sde import grids, schemes
-from sgm_sde._utils.files import JsonMapping, JsonObject, parse_json, reading
+from sgm_sde._utils.files import JsonMapping, JsonObject, file_to_write, parse_json, reading
 from sgm_sde.calibration.table import Calibrated, Table
 from sgm_sde.grids import GridRule
 from sgm_sde.identity import Value
@@ -75,6 +75,9 @@ class Calibration(Setting):
         protocol: how it was fitted, as JSON values.
         remarks: sentences on what to know about it.
 
+    Raises:
+        ValueError: for errors without one off the shelf, and a solver of another budget.
+
     Examples:
         >>> import sgm_sde as sg
         >>> setting = Setting(sg.DDIM(), sg.grids.LogSNR())
@@ -104,7 +107,8 @@ class Calibration(Setting):
         protocol: JsonMapping | None = None,
         remarks: Sequence[str] = (),
     ) -> None:
-        super().__init__(errors[0].setting.solver, errors[0].setting.grid)
+        taken = _taken(errors, nfe)
+        super().__init__(taken.solver, taken.grid)
         values = {
             "nfe": nfe, "errors": tuple(errors), "reference_error": reference_error, "network_evals": network_evals,
             "shared_evals": shared_evals, "seconds": seconds, "protocol": dict(protocol or {}),
@@ -185,6 +189,17 @@ class Calibration(Setting):
         Calibrations({self.nfe: self}).save(path)
 
 
+def _taken(errors: Sequence[HeldOut], nfe: int) -> Setting:
+    """The first setting of those compared at a budget, which it must be for; one is off the shelf."""
+    if not any(one.name.startswith(PILOT) for one in errors):
+        raise ValueError(f"what was compared must have a setting {PILOT!r}, got {[one.name for one in errors]}")
+    taken = errors[0].setting
+    budget = taken.solver.budget
+    if budget not in (None, nfe):
+        raise ValueError(f"the solver taken makes {budget} network calls, got nfe={nfe}")
+    return taken
+
+
 class Calibrations(Mapping[int, Calibration]):
     """Calibrations of one network by their budget of network calls.
 
@@ -230,7 +245,7 @@ class Calibrations(Mapping[int, Calibration]):
     def save(self, path: Path | str) -> None:
         """Write them as JSON, which `load_calibration` reads."""
         contents = {"format": FORMAT, "budgets": [to_json(found) for found in self.values()]}
-        write_atomically(Path(path), (json.dumps(contents, indent=1) + "\n").encode())
+        write_atomically(file_to_write(path), (json.dumps(contents, indent=1) + "\n").encode())
 
 
 def to_json(found: Calibration) -> JsonObject:
@@ -256,11 +271,8 @@ def from_json(data: JsonMapping) -> Calibration:
         ValueError: for values that are none.
     """
     try:
-        errors = [_held_out(one) for one in data["errors"]]
-        if not errors:
-            raise ValueError("it has no setting")
         return Calibration(
-            errors,
+            [_held_out(one) for one in data["errors"]],
             int(data["nfe"]),
             reference_error=float(data["reference_error"]),
             network_evals=int(data["network_evals"]),
@@ -321,7 +333,7 @@ def at_budget(found: Calibration | Calibrations, nfe: int | None) -> Calibration
     if nfe is None and len(known) == 1:
         return next(iter(known.values()))
     if nfe is None or nfe not in known:
-        wanted = "name one of them as nfe" if nfe is None else f"got nfe={nfe}"
+        wanted = "give one of them as nfe=" if nfe is None else f"got nfe={nfe}"
         raise ValueError(f"there are calibrated solvers for {_budgets(known)} network calls: {wanted}")
     return known[nfe]
 

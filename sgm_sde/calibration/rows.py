@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.autograd import weighted_sum
+from sgm_sde._utils.autograd import outside_autocast
 from sgm_sde.calibration.flow import Flow
 from sgm_sde.calibration.table import Table
 
@@ -63,10 +63,17 @@ class Rows:
         levels = self.t.tolist()
         flow.prepare(levels)
         for k, level in enumerate(levels):
-            D[k] = flow.estimate(self.state(k, z, D), level, samples)
+            flow.estimate(self.state(k, z, D), level, samples, out=D[k])
         return self.state(self.n, z, D), D
 
 
 def combined(c: Tensor, b: Tensor, z: Tensor, D: Tensor) -> Tensor:
     """The state (N, d) of a row: c times the noise z (N, d), and weights b (k,) of estimates D (k, N, d)."""
-    return c.item() * z + weighted_sum(b.to(z), D)
+    return added(c.item() * z, b, D)
+
+
+@outside_autocast
+def added(to: Tensor, b: Tensor, D: Tensor) -> Tensor:
+    """A tensor (*), to which weights b (k,) of estimates D (k, *) were added in place."""
+    columns = D.flatten(1).T
+    return to.view(-1).addmv_(columns, b.to(to)).view(to.shape)

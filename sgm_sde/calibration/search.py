@@ -82,8 +82,6 @@ KNOWN = 3e-4  # of the standard deviation: how well exact samples should be know
 LONGER = (512, 1024)  # for rough networks, such as those with an entry of its own for each of 1000 times
 ROUGH = 5e-3  # of the standard deviation: a network is rough where half of the samples are not known to that by 256
 SURER = 4  # times as many calls for the exact samples that a stated error depends on most
-SURE = 100.0  # times what exact samples are known to: larger errors are stated with them as they are
-MOST_WRONG = 8  # noises for one of those
 LEVELS = 48  # of exact states, among which those of the first fit are chosen: no budget can be larger
 RACE = 64  # noises of the race of what is off the shelf
 FINALISTS = 3  # of it, compared on held-out noises
@@ -570,21 +568,15 @@ class _Search:
         return _Ranked([first, *others], outside, held_out.of_few(each))
 
     def _each(self, held_out: Comparison, parts: Sequence[tuple[HeldOut, Tensor]], exact: _Exact, n: int) -> Tensor:
-        """Mean square errors (N,) by the settings of parts, where they are largest by exact samples that are surer.
-
-        A fit has what is wrong in the exact samples of few calls for right, most of all where both err most.
-        """
+        """Mean square errors (N,) by the settings of parts, by surer exact samples where it matters."""
         each = held_out.cross_fitted(parts)
         calls = min(SURER * exact.nfe, LONGER[-1])
-        known = math.sqrt(held_out.strata.mean(each)) > SURE * exact.doubt
-        if known or calls <= exact.nfe:
+        if calls <= exact.nfe:
             return each
 
-        count = len(each) // MOST_WRONG
-        worst = torch.zeros_like(each, dtype=torch.bool)
-        worst[each.topk(count).indices] = True
+        unsure = held_out.unsure(each, exact.doubt)
         for one, part in parts:
-            here = worst & part.to(worst.device)
+            here = unsure & part.to(unsure.device)
             if not bool(here.any()):
                 continue
             found = self._surely(one.setting, here, calls, n)
@@ -648,7 +640,7 @@ class _Search:
             remarks.append(f"{half}: on others it may be far from what is stated")
         if not exact.doubt < taken.rmse / 3:
             known = f"{DOUBT} are known to {exact.doubt:.1e} only, beside an error of {taken.rmse:.1e}"
-            remarks.append(f"{known}: a larger reference_nfe= tells it better")
+            remarks.append(f"{known}: a larger reference_nfe= makes a better fit, and tells its error better")
         if is_late:
             remarks.append("the time limit ended the fit before it had settled")
         return remarks

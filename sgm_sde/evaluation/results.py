@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sgm_sde._utils.files import JsonMapping, parse_json, reading
+from sgm_sde._utils.files import JsonMapping, file_to_write, parse_json, reading
 from sgm_sde.evaluation.metrics.frechet import gaussian_frechet, moments
 from sgm_sde.evaluation.metrics.kernel import LEAST, kernel_distance
 from sgm_sde.evaluation.metrics.neighbours import NEIGHBOURS, prdc
@@ -128,7 +128,7 @@ class BenchResult:
     def save(self, path: Path | str) -> None:
         """Write it as JSON, which `load_result` reads."""
         contents = {"format": FORMAT, "protocol": self.protocol, "rows": self.rows, "baseline": self.baseline}
-        write_atomically(Path(path), (json.dumps(contents, indent=1, sort_keys=True) + "\n").encode())
+        write_atomically(file_to_write(path), (json.dumps(contents, indent=1, sort_keys=True) + "\n").encode())
 
     def __str__(self) -> str:
         return tables({"": self})

@@ -309,6 +309,12 @@ class WrappedSolver(Solver):
         return self.solver.ends_in_data
 
     @property
+    def budget(self) -> int | None:
+        """Network calls, with those of the wrapper, of the steps that the solver inside is made for; None for any."""
+        inside = self.solver.budget
+        return None if inside is None else self.nfe(self.solver.fit(inside)[1])
+
+    @property
     def grids(self) -> tuple[str, ...]:
         """Default grids of the solver inside."""
         return self.solver.grids
@@ -582,6 +588,8 @@ def _no_solver(given: object) -> str:
     if isinstance(given, Mapping) and given:
         first = next(iter(given))
         return f"a {type(given).__name__} of {', '.join(map(str, given))}: give one of them, such as found[{first!r}]"
+    if isinstance(getattr(given, "solver", None), Solver | AdaptiveSolver):
+        return f"a {type(given).__name__}: give its solver, found.solver, and its grid where the times are given"
     return described(given)
 
 

@@ -193,9 +193,10 @@ class Score(Value, ReachesNetwork):
     @property
     def dtype(self) -> torch.dtype | None:
         """Dtype of the network's input; None for no cast."""
-        if self._dtype is not None or self.parameter is None:
+        if self._dtype is not None:
             return self._dtype
-        return self.parameter.dtype
+        parameter = self.parameter
+        return None if parameter is None else parameter.dtype
 
     def _held(self) -> dict[str, object]:
         return {"coupled": True} if self._coupled else {}

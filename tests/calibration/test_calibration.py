@@ -119,6 +119,28 @@ def a_table(sde: sg.LinearSDE, n: int = 4) -> Table:
     return Rows(t, c, B).table()
 
 
+@pytest.mark.parametrize("levels", [(0.5, -0.2, 0.1), (0.3, 0.3, 0.3)], ids=["several", "one"])
+@pytest.mark.parametrize("units", [None, [0.5, 3.0]])
+def test_groups_at_levels_of_their_own_are_estimated_as_one_by_one(
+    levels: tuple[float, ...], units: list[float] | None
+) -> None:
+    """In network calls of seven rows, which cut the groups of eight."""
+    sde = sg.VPSDE()
+    flow = a_flow(sde, 8)
+    flow.batch_size = 7
+    y = torch.randn(3, 8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t = sde.time(-2 * torch.tensor(levels, dtype=torch.float64))
+    alpha = sde.alpha(t)
+    right = [flow.score.denoised(a * of, time.expand(8)) for a, of, time in zip(alpha, y, t, strict=True)]
+
+    of_unit = torch.ones(2, dtype=torch.float64) if units is None else torch.tensor(units, dtype=torch.float64)
+    flow.units = None if units is None else of_unit
+    out = torch.empty_like(y)
+    found = flow.data(y * of_unit, levels, range(8), out=out)
+    assert found is out
+    torch.testing.assert_close(found, torch.stack(right) * of_unit)
+
+
 @pytest.mark.parametrize("process", PROCESSES)
 def test_a_table_runs_as_it_was_fitted(process: str) -> None:
     sde = PROCESSES[process]
@@ -218,7 +240,7 @@ def test_products_of_derivatives_are_kept_up_to_date() -> None:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     fit = Refinement(flow, z, draw(6, 2), 0.7, range(6), True)
-    before, after = (_Point(draw(3), draw(6, 2), draw(2, 6, 2), draw(6)) for _ in range(2))
+    before, after = (_Point(draw(3), draw(6, 2), draw(2, 6, 2), draw(6), draw(3)) for _ in range(2))
     w = torch.rand(6, generator=generator, dtype=torch.float64)
     J = draw(3, 6, 2)
     first = fit._products(J, before.y - fit.exact, w)
@@ -454,28 +476,26 @@ def test_the_unit_is_that_of_the_noises_held_out(units: list[float] | None, vari
     assert exact.variance == pytest.approx(variance + (units is None))
 
 
-def test_largest_errors_are_measured_by_surer_samples() -> None:
-    """By four times as many calls for an eighth of the noises, unless errors are so large that it is no matter."""
+@pytest.mark.parametrize(("in_doubts", "surer"), [(0.5, 32), (4.9, 32), (5.1, 4), (99.0, 4), (101.0, 0)])
+def test_errors_near_those_of_exact_samples_are_measured_by_surer_ones(in_doubts: float, surer: int) -> None:
+    """By four times as many calls: for all noises, for the eighth of largest errors, or for none."""
     n, held = 4, 32
     found = search._Search(a_flow(sg.VPSDE(), n + held), n, held, 0, torch.float64, 8, None)
     exact = found.exact()
     found.arrange(exact)
-    wrong = found.flow.trajectories(found.held, 32).end
-    found._run = lambda setting, samples, nfe: wrong[torch.as_tensor(samples) - n] + 1e-5  # type: ignore[method-assign]
+    right = found.flow.trajectories(found.held, 32).end
+    found._run = lambda setting, samples, nfe: right[torch.as_tensor(samples) - n] + 1e-5  # type: ignore[method-assign]
     held_out = Comparison(exact.of_held)
     one = found._compared(held_out, "fit", sg.Setting("ddim"), exact, 4)
     before = held_out.squares[one]
     whole = [(one, torch.ones(held, dtype=torch.bool))]
 
-    after = found._each(held_out, whole, exact, 4)
-    worst = before.topk(4).indices
-    rest = torch.ones(held, dtype=torch.bool)
-    rest[worst] = False
-    torch.testing.assert_close(after[worst], torch.full((4,), 1e-10 / exact.variance, dtype=torch.float64))
-    torch.testing.assert_close(after[rest], before[rest])
-    assert sorted(found.surer) == sorted((n + worst).tolist())
-    known = replace(exact, doubt=0.0)
-    torch.testing.assert_close(found._each(held_out, whole, known, 4), before)
+    after = found._each(held_out, whole, replace(exact, doubt=one.rmse / in_doubts), 4)
+    unsure = torch.zeros(held, dtype=torch.bool)
+    unsure[before.topk(surer).indices] = True
+    torch.testing.assert_close(after[unsure], torch.full((surer,), 1e-10 / exact.variance, dtype=torch.float64))
+    torch.testing.assert_close(after[~unsure], before[~unsure])
+    assert sorted(found.surer) == sorted((n + unsure.nonzero()[:, 0]).tolist())
 
 
 def test_few_noises_that_make_the_error_are_told() -> None:
@@ -698,12 +718,34 @@ def test_files_that_are_none(calibrated: sg.calibration.Calibrations, tmp_path: 
     refused({**whole, "budgets": []}, "no budget")
     refused({**whole, "budgets": [{"nfe": 4}]}, "calibration")
     damaged = json.loads(json.dumps(whole))
+    damaged["budgets"][0]["nfe"] = 7
+    refused(damaged, "makes 4 network calls, got nfe=7")
+    damaged["budgets"][0]["nfe"] = 4
+    damaged["budgets"][0]["errors"] = damaged["budgets"][0]["errors"][:1]
+    refused(damaged, "must have a setting 'off the shelf'")
+
+    damaged = json.loads(json.dumps(whole))
     damaged["budgets"][0]["errors"][0]["solver"]["table"]["levels"][0] = 0.0
     refused(damaged, "levels")
     damaged["budgets"][0]["errors"][0]["solver"] = {"class": "Path", "x": 1}
     refused(damaged, "unknown class")
     with pytest.raises(OSError, match="cannot read"):
         sg.calibration.load_calibration(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "words"),
+    [
+        ("", IsADirectoryError, "is a folder: name a file"),
+        ("none/table.json", FileNotFoundError, "there is no folder .*none to write table.json in"),
+        (3, TypeError, "the path of a file or folder is needed, got 3"),
+    ],
+)
+def test_where_nothing_can_be_written(
+    place: Any, error: type[Exception], words: str, calibrated: sg.calibration.Calibrations, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=words):
+        calibrated.save(tmp_path / place if isinstance(place, str) else place)
 
 
 def test_other_uses_are_refused(calibrated: sg.calibration.Calibrations) -> None:
@@ -949,7 +991,11 @@ def test_in_the_place_of_other_solvers(calibrated: sg.calibration.Calibrations) 
     sde, found = sg.VPSDE(), calibrated[5]
     score = MIXTURE.score(sde)
     corrected = sg.PredictorCorrector(found.solver, sg.Langevin(0.05))
-    assert sg.sample(score, sde, (4, 2), solver=corrected, steps=5, seed=0).status.ok
+    by_default = sg.sample(score, sde, (4, 2), solver=corrected, seed=0)
+    assert by_default.status.ok and (len(by_default.times), by_default.nfe, corrected.budget) == (6, 10, 10)
+    torch.testing.assert_close(sg.sample(score, sde, (4, 2), solver=corrected, steps=5, seed=0).x, by_default.x)
+    with pytest.raises(TypeError, match=r"got a Calibration: give its solver, found\.solver"):
+        sg.PredictorCorrector(found, sg.Langevin(0.05))  # type: ignore[arg-type]
 
     kept = sg.sample(score, sde, (4, 2), solver=found, seed=0, record=sg.Record(trajectory="all"))
     assert kept.trajectory is not None and len(kept.trajectory) == 6
@@ -964,7 +1010,7 @@ def test_as_a_scheduler() -> None:
 
     score, sde = sg.adapters.from_diffusers(net, config)
     setting = sg.Setting(sg.calibration.Calibrated(a_table(sde), process_of(sde)))
-    found = sg.Calibration([HeldOut("made up", setting, 0.1, 0.01, 0.1, math.inf)], 4)
+    found = sg.Calibration([HeldOut("off the shelf", setting, 0.1, 0.01, 0.1, math.inf)], 4)
     scheduler = sg.adapters.SolverScheduler(config, found)
     scheduler.set_timesteps(4)
     assert len(scheduler.timesteps) == 4
