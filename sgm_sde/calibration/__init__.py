@@ -1,7 +1,9 @@
 """Solvers fitted to a network: `calibrate` and what it finds.
 
-table.py has the solver, flow.py the network's own flow, closed.py the fit in closed form, refine.py that of all numbers
-together, rough.py levels by trial, search.py what compares them, result.py what is told and kept.
+table.py has the solver, flow.py the network's own flow, exact.py the trajectories that are fitted to, closed.py the fit
+in closed form, refine.py that of all numbers together, rough.py levels by trial, fits.py all of these at a budget,
+strata.py what each noise counts for, held.py runs from held-out noises, choice.py the choice by them, search.py the
+whole, result.py and remarks.py what is told, kept.py what an interrupted call resumes from.
 """
 
 from sgm_sde.calibration.network import CalibrationWarning

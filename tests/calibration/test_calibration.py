@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 import sgm_sde as sg
-from sgm_sde.calibration import HeldOut, Table, closed, rough, search
+from sgm_sde.calibration import HeldOut, Table, closed, exact, fits, rough, search
 from sgm_sde.calibration.choice import Comparison
+from sgm_sde.calibration.exact import Exact, References, arranged
 from sgm_sde.calibration.flow import Flow, Trajectories
+from sgm_sde.calibration.held import HeldOutRuns
 from sgm_sde.calibration.network import network_of, process_of
 from sgm_sde.calibration.refine import Refinement, Unknowns, _Point
 from sgm_sde.calibration.result import PILOT
@@ -95,6 +97,17 @@ MIXTURE = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.3], [1.0, 0.0], [0.2
 PROCESSES: dict[str, sg.LinearSDE] = {
     "vp": sg.VPSDE(), "ddpm": sg.presets.ddpm(), "flow": sg.RectifiedFlowSDE(), "edm": sg.EDMSDE(), "ve": sg.VESDE(),
 }  # fmt: skip
+
+
+def references(flow: Flow, n: int, held: int, screened: int = 0, nfe: int | None = None) -> References:
+    """Noises to fit to, to compare on, and further ones of which the hardest are compared on."""
+    noises, *others = search._ranges(n, held, 0, screened)
+    return References(flow, noises, others[0], others[1:], nfe)
+
+
+def runs_beside(of: References) -> HeldOutRuns:
+    """Runs beside exact trajectories, in double precision."""
+    return HeldOutRuns(*arranged(of.flow, of.made(), of.screened[1]), torch.float64)
 
 
 DDIM_IN_ONE = Table((50.0,), (50.0, 0.0), ((1.0,),))
@@ -326,11 +339,11 @@ def test_exact_samples_of_a_rough_network_take_more_calls(
     make: Callable[[sg.LinearSDE], sg.Score], right: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sde, seeds = sg.VPSDE(), resolve_seeds(0, None, 8)
-    monkeypatch.setattr(search, "REFERENCES", (16, 32))
-    monkeypatch.setattr(search, "LONGER", (64,))
-    monkeypatch.setattr(search, "KNOWN", 1e-6)  # which none of them reaches
+    monkeypatch.setattr(exact, "REFERENCES", (16, 32))
+    monkeypatch.setattr(exact, "LONGER", (64,))
+    monkeypatch.setattr(exact, "KNOWN", 1e-6)  # which none of them reaches
     flow = Flow(make(sde), sde, (2,), seeds, 8, {}, 64, torch.float32, torch.device("cpu"))
-    calls, doubt, _ = search._Search(flow, 6, 2, 0, torch.float32, None, None)._calls(range(6))
+    calls, doubt, _ = references(flow, 6, 2).calls(range(6))
     assert calls == right and 0 < doubt < 0.5
 
 
@@ -407,9 +420,8 @@ def test_a_fit_that_is_lost_on_a_noise_in_a_hundred_is_not_taken(monkeypatch: py
     sde = sg.VPSDE()
     n, held, screened = 8, 16, 200
     flow = a_flow(sde, n + held + screened)
-    found = search._Search(flow, n, held, 0, torch.float64, None, None, (0, screened))
-    exact = found.exact()
-    found.arrange(exact)
+    found = runs_beside(references(flow, n, held, screened))
+    exact = found.exact
     lost = found.held.start + held + torch.tensor([40, 150])
     off = {"dpm++2m": 1e-3, "ddim": 2e-3, "heun": 1e-2}  # from the exact sample
 
@@ -420,16 +432,16 @@ def test_a_fit_that_is_lost_on_a_noise_in_a_hundred_is_not_taken(monkeypatch: py
             ends[torch.isin(places, lost)] += 1.0
         return ends
 
-    monkeypatch.setattr(found, "_run", run)
+    monkeypatch.setattr(found, "run", run)
     held_out = Comparison(exact.of_held)
     lucky, safe, shelf = (
-        found._compared(held_out, PILOT if name == "heun" else name, sg.Setting(name), exact, 4) for name in off
+        found.compared(held_out, PILOT if name == "heun" else name, sg.Setting(name), 4) for name in off
     )
     at_random = Comparison(Strata.even(range(held)))
     few = [at_random.add(one.name, one.setting, held_out.squares[one][:held]) for one in (lucky, safe)]
     assert at_random.in_order(few)[0].setting is lucky.setting
 
-    ranked = found._ranked(held_out, shelf, exact, 4)
+    ranked = found.ranked(held_out, shelf, 4)
     assert [one.setting.solver.name for one in ranked.settings] == ["ddim", "heun", "dpm++2m"]
     assert ranked.settings[-1].rmse == pytest.approx(math.sqrt(2 / 216 / exact.variance), rel=0.05)
 
@@ -472,28 +484,27 @@ def test_the_unit_is_that_of_the_noises_held_out(units: list[float] | None, vari
     fitted = Trajectories(torch.zeros(0), ends, ends, 100 * ends)
     strata = Strata.even(range(4))
     given = None if units is None else torch.tensor(units)
-    exact = search._Exact(fitted, ends, strata, strata, 64, 0.0, 0.0, 0, given)
-    assert exact.variance == pytest.approx(variance + (units is None))
+    found = Exact(fitted, ends, strata, strata, 64, 0.0, 0.0, 0, given)
+    assert found.variance == pytest.approx(variance + (units is None))
 
 
 @pytest.mark.parametrize(("in_doubts", "surer"), [(0.5, 32), (4.9, 32), (5.1, 4), (99.0, 4), (101.0, 0)])
 def test_errors_near_those_of_exact_samples_are_measured_by_surer_ones(in_doubts: float, surer: int) -> None:
     """By four times as many calls: for all noises, for the eighth of largest errors, or for none."""
     n, held = 4, 32
-    found = search._Search(a_flow(sg.VPSDE(), n + held), n, held, 0, torch.float64, 8, None)
-    exact = found.exact()
-    found.arrange(exact)
+    found = runs_beside(references(a_flow(sg.VPSDE(), n + held), n, held, nfe=8))
     right = found.flow.trajectories(found.held, 32).end
-    found._run = lambda setting, samples, nfe: right[torch.as_tensor(samples) - n] + 1e-5  # type: ignore[method-assign]
-    held_out = Comparison(exact.of_held)
-    one = found._compared(held_out, "fit", sg.Setting("ddim"), exact, 4)
+    found.run = lambda setting, samples, nfe: right[torch.as_tensor(samples) - n] + 1e-5  # type: ignore[method-assign]
+    held_out = Comparison(found.exact.of_held)
+    one = found.compared(held_out, "fit", sg.Setting("ddim"), 4)
     before = held_out.squares[one]
     whole = [(one, torch.ones(held, dtype=torch.bool))]
 
-    after = found._each(held_out, whole, replace(exact, doubt=one.rmse / in_doubts), 4)
+    found.exact = replace(found.exact, doubt=one.rmse / in_doubts)
+    after = found.each(held_out, whole, 4)
     unsure = torch.zeros(held, dtype=torch.bool)
     unsure[before.topk(surer).indices] = True
-    torch.testing.assert_close(after[unsure], torch.full((surer,), 1e-10 / exact.variance, dtype=torch.float64))
+    torch.testing.assert_close(after[unsure], torch.full((surer,), 1e-10 / found.exact.variance, dtype=torch.float64))
     torch.testing.assert_close(after[~unsure], before[~unsure])
     assert sorted(found.surer) == sorted((n + unsure.nonzero()[:, 0]).tolist())
 
@@ -530,12 +541,11 @@ def test_held_out_noises_are_as_many_as_their_exact_samples_are_cheap(calls: int
     """All by 256 calls, of those with more the hardest, and at least a quarter of those at random."""
     n, held, screened = 4, 16, 80
     flow = a_flow(sg.VPSDE(), n + held + screened)
-    found = search._Search(flow, n, held, 0, torch.float64, calls, None, (0, screened))
+    of = references(flow, n, held, screened, calls)
     few = flow.trajectories(range(n + held + screened), 8)
     flow.trajectories = lambda places, *_: few[torch.as_tensor(places)]  # type: ignore[method-assign]
-    exact = found.exact()
-    found.arrange(exact)
-    assert len(exact.of_held) == len(exact.held) == held + known
+    found = runs_beside(of)
+    assert len(found.exact.of_held) == len(found.exact.held) == held + known
     assert len(found.flow.seeds) - found.held.stop == screened - known
     numbers = found.flow.numbers[n:].tolist()  # of those held out: each once
     assert sorted(numbers) == list(range(n, n + held + screened))
@@ -1224,13 +1234,13 @@ def test_a_grid_beside_a_table_is_refused(tmp_path: Path) -> None:
 
 def test_levels_of_what_is_off_the_shelf() -> None:
     sde = sg.VPSDE()
-    found = search._Search(a_flow(sde, 8), 8, 8, 0, torch.float32, None, None)
-    t = torch.linspace(found.flow.high, found.flow.low, 48, dtype=torch.float64)
+    flow = a_flow(sde, 8)
+    t = torch.linspace(flow.high, flow.low, 48, dtype=torch.float64)
     for setting, times in (
         (sg.Setting("dpm++2m", "log-snr"), sg.grids.rule("log-snr")(sde, 4).times),  # four steps, and a call to denoise
         (sg.Setting("heun", "log-snr"), None),  # two calls at the same level
     ):
-        levels = found._levels_of([setting], 5, t)
+        levels = fits.levels_of([setting], 5, sde, t)
         if times is None:
             assert levels == []
             continue
@@ -1240,7 +1250,7 @@ def test_levels_of_what_is_off_the_shelf() -> None:
 
 def test_fits_from_the_levels_of_what_is_off_the_shelf(calibrated: sg.calibration.Calibrations) -> None:
     names = {one.name for found in calibrated.values() for one in found.errors}
-    assert {search.FITS[name].words for name in ("shelf", "free-shelf", "direct-shelf")} <= names
+    assert {fits.FITS[name].words for name in ("shelf", "free-shelf", "direct-shelf")} <= names
 
 
 @pytest.mark.parametrize("dtype, change", [(torch.float32, 0.01), (torch.bfloat16, 13 / 128)], ids=case_id)
@@ -1303,15 +1313,15 @@ def test_a_fit_that_sends_noises_out_of_the_data_is_not_taken(
 ) -> None:
     """With a sample that far from (1, 1) in one coordinate; where those off the shelf end they may end too."""
     sde = sg.VPSDE()
-    found = search._Search(a_flow(sde, 8), 8, 8, 0, torch.float32, None, None)
     ends = 1 + torch.tensor([[0.1, 0.0], [-0.1, 0.0], [0.0, 0.1], [0.0, -0.1]])  # at most 0.1 / sqrt(2) from (1, 1)
     strata = Strata.even(range(4))
-    exact = search._Exact(Trajectories(torch.zeros(0), ends, ends, ends), ends, strata, strata, 64, 0.0, 0.0, 0)
+    of = Exact(Trajectories(torch.zeros(0), ends, ends, ends), ends, strata, strata, 64, 0.0, 0.0, 0)
+    found = HeldOutRuns(a_flow(sde, 8), of, torch.float32)
     one, shelf = (sg.calibration.HeldOut(name, sg.Setting("ddim"), 0.1, 0.0, 0.1, 0.1) for name in ("fit", "shelf"))
     far = {id(one.setting): fitted, id(shelf.setting): off_the_shelf}
-    monkeypatch.setattr(found, "_run", lambda setting, samples, n: ends + torch.tensor([far[id(setting)], 0.0]))
+    monkeypatch.setattr(found, "run", lambda setting, samples, n: ends + torch.tensor([far[id(setting)], 0.0]))
 
-    assert found._inside(shelf, exact, 4)(one) == stays
+    assert found.inside(shelf, 4)(one) == stays
 
 
 @pytest.mark.parametrize(("n", "d", "few"), [(16, 1, True), (31, 32, True), (32, 32, False)])
