@@ -27,7 +27,9 @@ from sgm_sde.schemes import solvers
 from sgm_sde.zoo.models import Model
 
 if TYPE_CHECKING:
-    from sgm_sde.calibration.result import Calibration
+    from sgm_sde.processes.linear import LinearSDE
+    from sgm_sde.sampling.defaults import Setting
+    from sgm_sde.scores.score import Score
 
 
 # Options by their names in other programs.
@@ -237,7 +239,7 @@ def _sample_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(args: argparse.Namespace) -> int:
-    from sgm_sde.calibration.result import at_budget, load_calibration
+    from sgm_sde.calibration.result import at_budget, load_settings
     from sgm_sde.runs import distributed
     from sgm_sde.runs.pictures import are_images
     from sgm_sde.zoo.models import load_model
@@ -248,9 +250,9 @@ def _sample(args: argparse.Namespace) -> int:
             f"--format {args.format} is for images of one or three channels in a known range: the model {model.name!r} "
             f"has samples of shape {model.shape} and data_range={model.data_range}"
         )
-    solver: Calibration | str | None = args.solver
+    solver: Setting | str | None = args.solver
     if isinstance(solver, str) and solver.endswith(".json"):
-        solver = at_budget(load_calibration(solver), args.nfe)
+        solver = at_budget(load_settings(solver), args.nfe)
 
     report = distributed.sample(
         model, args.n, args.out, batch=args.batch, solver=solver, nfe=args.nfe, steps=args.steps,
@@ -442,67 +444,129 @@ def _device(args: argparse.Namespace) -> str:
     return str(usable_device("device", args.device or default))
 
 
-def _calibrate_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--model", required=True, help="a shipped model, MODULE:FACTORY, or a diffusers folder")
-    add("--out", type=Path, required=True, help="new file for tables, .json; an interrupted run goes on from OUT.parts")
+@dataclass(frozen=True)
+class _Trial:
+    """A network with what a trial of it takes."""
 
-    add("--nfe", type=_numbers, required=True, help="budgets of network calls, such as 4,6,8,12")
-    add("-n", "--n", type=int, help="noises to fit to (128; more below 8 dimensions, 512 in two)")
-    add("--held-out", type=int, default=128, help="further noises to measure on (%(default)s)")
-
-    add("--labels", default="all", help="classes to take in turn, as 3 or 0,1,2; all; none (%(default)s)")
-    add("--guidance", type=float, metavar="SCALE", help="scale of classifier-free guidance, the largest in use")
-
-    add("--batch", type=int, default=512, help="samples in a network call, at most (%(default)s)")
-    add("--seed", type=int, default=0, help="seed (%(default)s)")
-    add("--reference-nfe", type=int, metavar="CALLS", help="calls of an exact sample (64 to 1024, as many as needed)")
-    add("--time-limit", type=float, metavar="SECONDS", help="end where the fit is by then")
-    add("--checkpoint", type=_folder, help="folder that keeps the parts of a run, instead of OUT.parts, which goes")
-
-    add("--device", choices=("cpu", "cuda", "mps"), help="where to compute (cuda where there is one)")
-    add("--threads", type=int, default=1, help="threads on a CPU (%(default)s)")
-    add("--quiet", action="store_true", help="no progress bar")
+    score: Score
+    sde: LinearSDE
+    shape: tuple[int, ...]
+    conditions: JsonObject
+    device: str
 
 
-def _calibrate(args: argparse.Namespace) -> int:
+def _trial_of(args: argparse.Namespace, model: Model, n: int) -> _Trial:
+    """A trial of a model from n noises, with classes in turn."""
     import torch
 
-    from sgm_sde.calibration import calibrate
     from sgm_sde.runs.distributed import classes_of, guided, labels_in_turn
     from sgm_sde.scores.conditions import PerSample
-    from sgm_sde.zoo.models import load_model
 
-    if args.out.suffix != ".json":
-        raise ValueError(f"--out must end in .json, by which sample and bench know a file of solvers, got {args.out}")
-    if args.out.is_dir():
-        raise ValueError(f"--out {args.out} is a folder: name a file")
-    if args.out.exists():
-        raise ValueError(f"--out {args.out} is there already: name another file, or delete that one")
-    if not args.out.parent.is_dir():
-        raise ValueError(f"--out {args.out}: there is no folder {args.out.parent}")
-    parts = args.out.with_suffix(".parts") if args.checkpoint is None else args.checkpoint
-
-    model = load_model(args.model)
-    n = max(128, 1024 // math.prod(model.shape)) if args.n is None else check_integer("n", args.n, 2)
     classes = classes_of(model, _labels(args.labels))
     device = _device(args)
-    batch = check_integer("batch", args.batch)
     torch.set_num_threads(check_integer("threads", args.threads))
     model.to(device)
     sde = model.sde
     if not has_scalar_marginal(sde):
-        raise TypeError(f"calibration needs a LinearSDE, got {described(sde)}")
+        raise TypeError(f"{args.command} needs a LinearSDE, got {described(sde)}")
 
     score = model.score if args.guidance is None else guided(model, args.guidance, classes)
     conditions = {}
     if classes is not None:
         conditions["y"] = PerSample(labels_in_turn(classes, 0, n).to(device))
+    return _Trial(score, sde, (n, *model.shape), conditions, device)
+
+
+def _require_new_table(out: Path) -> None:
+    """Raise for a path that a file of solvers cannot be written to."""
+    if out.suffix != ".json":
+        raise ValueError(f"--out must end in .json, by which sample and bench know a file of solvers, got {out}")
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder: name a file")
+    if out.exists():
+        raise ValueError(f"--out {out} is there already: name another file, or delete that one")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}")
+
+
+def _written_to(args: argparse.Namespace) -> str:
+    """Words on a file of solvers, with a command that samples with it."""
+    as_here = "" if args.guidance is None else f" --guidance {args.guidance:g}"
+    use = f"sgm-sde sample --model {args.model}{as_here} --solver {args.out} --nfe {args.nfe[0]} -n 64 --out run"
+    return f"Written to {args.out}. Sample with it: {use}"
+
+
+def _trial_options(parser: argparse.ArgumentParser) -> None:
+    """Options shared by `pilot` and `calibrate`."""
+    add = parser.add_argument
+    add("--model", required=True, help="a shipped model, MODULE:FACTORY, or a diffusers folder")
+    add("--nfe", type=_numbers, required=True, help="budgets of network calls, such as 4,6,8,12")
+
+    add("--labels", default="all", help="classes to take in turn, as 3 or 0,1,2; all; none (%(default)s)")
+    add("--guidance", type=float, metavar="SCALE", help="scale of classifier-free guidance, the largest in use")
+
+    add("--seed", type=int, default=0, help="seed (%(default)s)")
+    add("--device", choices=("cpu", "cuda", "mps"), help="where to compute (cuda where there is one)")
+    add("--threads", type=int, default=1, help="threads on a CPU (%(default)s)")
+
+
+def _pilot_options(parser: argparse.ArgumentParser) -> None:
+    _trial_options(parser)
+    add = parser.add_argument
+    add("--out", type=Path, help="new file for the best settings, .json")
+    add("-n", "--n", type=int, default=32, help="noises (%(default)s)")
+    add("--reference-nfe", type=int, metavar="CALLS", help="calls of an exact sample (256, or more)")
+
+
+def _calibrate_options(parser: argparse.ArgumentParser) -> None:
+    _trial_options(parser)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="new file for tables, .json; an interrupted run goes on from OUT.parts")
+
+    add("-n", "--n", type=int, help="noises to fit to (128; more below 8 dimensions, 512 in two)")
+    add("--held-out", type=int, default=128, help="further noises to measure on (%(default)s)")
+
+    add("--batch", type=int, default=512, help="samples in a network call, at most (%(default)s)")
+    add("--reference-nfe", type=int, metavar="CALLS", help="calls of an exact sample (64 to 1024, as many as needed)")
+    add("--time-limit", type=float, metavar="SECONDS", help="end where the fit is by then")
+    add("--checkpoint", type=_folder, help="folder that keeps the parts of a run, instead of OUT.parts, which goes")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def _pilot(args: argparse.Namespace) -> int:
+    from sgm_sde.calibration.result import save_settings
+    from sgm_sde.sampling.trials import pilot
+    from sgm_sde.zoo.models import load_model
+
+    if args.out is not None:
+        _require_new_table(args.out)
+    trial = _trial_of(args, load_model(args.model), check_integer("n", args.n))
+    found = pilot(
+        trial.score, trial.sde, trial.shape, nfe=args.nfe, seed=args.seed, model_kwargs=trial.conditions,
+        reference_nfe=args.reference_nfe, device=trial.device,
+    )  # fmt: skip
+    sys.stdout.write(f"{found}\n")
+    if args.out is not None:
+        save_settings(found, args.out)
+        sys.stdout.write(f"\n{_written_to(args)}\n")
+    return 0
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from sgm_sde.calibration import calibrate
+    from sgm_sde.zoo.models import load_model
+
+    _require_new_table(args.out)
+    parts = args.out.with_suffix(".parts") if args.checkpoint is None else args.checkpoint
+    batch = check_integer("batch", args.batch)
+    model = load_model(args.model)
+    n = max(128, 1024 // math.prod(model.shape)) if args.n is None else check_integer("n", args.n, 2)
+    trial = _trial_of(args, model, n)
     try:
         found = calibrate(
-            score, sde, (n, *model.shape), nfe=args.nfe, held_out=args.held_out, seed=args.seed,
-            model_kwargs=conditions, batch_size=batch, time_limit=args.time_limit, checkpoint=parts,
-            reference_nfe=args.reference_nfe, progress=not args.quiet, device=device,
+            trial.score, trial.sde, trial.shape, nfe=args.nfe, held_out=args.held_out, seed=args.seed,
+            model_kwargs=trial.conditions, batch_size=batch, time_limit=args.time_limit, checkpoint=parts,
+            reference_nfe=args.reference_nfe, progress=not args.quiet, device=trial.device,
         )  # fmt: skip
     except KeyboardInterrupt:
         sys.stderr.write(f"sgm-sde: what is finished is kept in {parts}: the same command goes on from there\n")
@@ -510,9 +574,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     found.save(args.out)
     if args.checkpoint is None:
         shutil.rmtree(parts)
-    as_here = "" if args.guidance is None else f" --guidance {args.guidance:g}"
-    use = f"sgm-sde sample --model {args.model}{as_here} --solver {args.out} --nfe {args.nfe[0]} -n 64 --out run"
-    sys.stdout.write(f"{found}\n\nWritten to {args.out}. Sample with it: {use}\n")
+    sys.stdout.write(f"{found}\n\n{_written_to(args)}\n")
     return 0
 
 
@@ -522,6 +584,7 @@ COMMANDS = {
     "sample": Command("draw samples into a folder; resumable", _sample_options, _sample),
     "likelihood": Command("bits/dim of a file of images; resumable", _likelihood_options, _likelihood),
     "merge": Command("put the parts of a run, made with --part, into one folder", _merge_options, _merge),
+    "pilot": Command("find the best solvers off the shelf for a network", _pilot_options, _pilot),
     "calibrate": Command("fit solvers to a network, for budgets of calls", _calibrate_options, _calibrate),
     "bench": Command("quality of samples against network calls; resumable", _bench_options, _bench),
 }

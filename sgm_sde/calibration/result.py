@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sgm_sde import grids, schemes
 from sgm_sde._utils.files import JsonMapping, JsonObject, file_to_write, parse_json, reading
@@ -20,7 +20,9 @@ from sgm_sde.sampling.trials import texts_of
 from sgm_sde.schemes import Solver, Tableau
 
 FORMAT = "sgm_sde calibration 1"
+SETTINGS = "sgm_sde settings 1"
 PILOT = "off the shelf"
+Found = TypeVar("Found", bound=Setting)
 NUMBERS = ("rmse", "stderr", "median", "worst")
 
 
@@ -286,7 +288,7 @@ def from_json(data: JsonMapping) -> Calibration:
 
 
 def _held_out(data: JsonMapping) -> HeldOut:
-    setting = Setting(_read(data["solver"]), _read(data["grid"]))
+    setting = _setting(data)
     rmse, stderr, median, worst = (float(_read(data[key])) for key in NUMBERS)
     return HeldOut(str(data["name"]), setting, rmse, stderr, median, worst)
 
@@ -323,26 +325,64 @@ def as_calibrations(found: Calibration | Calibrations) -> Calibrations:
     return found if isinstance(found, Calibrations) else Calibrations({found.nfe: found})
 
 
-def at_budget(found: Calibration | Calibrations, nfe: int | None) -> Calibration:
-    """The calibration for a budget; the only one, if no budget is named.
+def save_settings(found: Mapping[int, Setting], path: Path | str) -> None:
+    """Write settings by budget, such as those of `pilot`, as JSON, which `load_settings` reads."""
+    budgets = [{"nfe": nfe, "solver": _written(one.solver), "grid": _written(one.grid)} for nfe, one in found.items()]
+    contents = {"format": SETTINGS, "budgets": budgets}
+    write_atomically(file_to_write(path), (json.dumps(contents, indent=1) + "\n").encode())
+
+
+def load_settings(path: Path | str) -> Mapping[int, Setting]:
+    """The settings by budget of a file that `save_settings` wrote, or of one of calibrations.
+
+    Raises:
+        ValueError: for a file that holds none.
+        OSError: if it cannot be read.
+
+    Examples:
+        >>> import tempfile
+        >>> import sgm_sde as sg
+        >>> path = tempfile.mkdtemp() + "/best.json"
+        >>> save_settings({5: sg.Setting("ddim")}, path)
+        >>> load_settings(path)[5].budget
+        5
+    """
+    with reading(path, "calibration"):
+        contents = parse_json(Path(path).read_bytes())
+    if not isinstance(contents, dict) or contents.get("format") != SETTINGS:
+        return as_calibrations(load_calibration(path))
+
+    with reading(path, "settings"):
+        found = {int(one["nfe"]): _setting(one, int(one["nfe"])) for one in contents["budgets"]}
+        if not found:
+            raise ValueError("it has no budget")
+    return found
+
+
+def _setting(data: JsonMapping, nfe: int | None = None) -> Setting:
+    return Setting(_read(data["solver"]), _read(data["grid"]), nfe)
+
+
+def at_budget(known: Mapping[int, Found], nfe: int | None) -> Found:
+    """The setting for a budget; the only one, if no budget is named.
 
     Raises:
         ValueError: where there is none.
     """
-    known = as_calibrations(found)
     if nfe is None and len(known) == 1:
         return next(iter(known.values()))
     if nfe is None or nfe not in known:
         wanted = "give one of them as nfe=" if nfe is None else f"got nfe={nfe}"
-        raise ValueError(f"there are calibrated solvers for {_budgets(known)} network calls: {wanted}")
+        what = "calibrated solvers" if isinstance(known, Calibrations) else "settings"
+        raise ValueError(f"there are {what} for {_budgets(known)} network calls: {wanted}")
     return known[nfe]
 
 
-def _budgets(known: Calibrations) -> str:
+def _budgets(known: Iterable[int]) -> str:
     """The budgets in words.
 
     Examples:
-        >>> _budgets(Calibrations({nfe: None for nfe in (4, 6, 8)}))
+        >>> _budgets((4, 6, 8))
         '4, 6 and 8'
     """
     *most, last = map(str, known)

@@ -24,7 +24,7 @@ from sgm_sde._utils.checks import check_integer, described, instance_of, listed,
 from sgm_sde._utils.elsewhere import OF_BENCHES, named_elsewhere
 from sgm_sde._utils.files import JsonMapping, JsonObject
 from sgm_sde._utils.warn import warn
-from sgm_sde.calibration.result import Calibrations, as_calibrations, at_budget, load_calibration
+from sgm_sde.calibration.result import at_budget, load_settings
 from sgm_sde.data.images import to_uint8
 from sgm_sde.evaluation.metrics.features import Extractor, load_extractor
 from sgm_sde.evaluation.metrics.reference import Reference, load_reference
@@ -53,7 +53,7 @@ from sgm_sde.zoo.models import Model, load_model
 __all__ = ["BenchResult", "Metric", "RunOptions", "bench", "load_result", "on_grids"]
 
 # What `sample(solver=...)` takes, None for its default; or calibrations, each at its budget.
-Entry = Setting | Solver | AdaptiveSolver | Calibrations | None
+Entry = Setting | Solver | AdaptiveSolver | Mapping[int, Setting] | None
 NFE = (5, 6, 8, 10, 15, 20, 35, 50)
 SOLVERS = ("default", "ddim", "dpm++2m", "dpm++3m", "unipc3", "deis3", "heun", "ancestral", "sde-dpm++2m")
 FEATURES = "raw, pixels, efficientnet-lite0, inception, or MODULE:FUNCTION"
@@ -261,7 +261,7 @@ class _Cell:
         Raises:
             ValueError: for calibrations of other budgets.
         """
-        return at_budget(self.solver, self.budget) if isinstance(self.solver, Calibrations) else self.solver
+        return at_budget(self.solver, self.budget) if isinstance(self.solver, Mapping) else self.solver
 
     def identify(self, model: Model) -> tuple[str, JsonObject]:
         """A name that no other cell has, and the specs of solver and grid."""
@@ -404,7 +404,7 @@ def _entries(solvers: Sequence[str] | Mapping[str, Entry | str]) -> dict[str, En
         for label in solvers:
             instance_of("a solver to bench", label, str, "a name")
             if label.endswith(".json"):
-                entries[Path(label).stem] = as_calibrations(load_calibration(label))
+                entries[Path(label).stem] = load_settings(label)
             else:
                 entries[label] = _named(label)
 

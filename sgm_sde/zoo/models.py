@@ -146,12 +146,12 @@ class Model:
             >>> sg.sample(model.score, model.sde, (2, 1, 8, 8), solver=model.solver(5), seed=0, model_kwargs=labels)
             SampleResult(x=(2, 1, 8, 8) torch.float32, nfe=5, completed)
         """
-        from sgm_sde.calibration.result import at_budget, load_calibration
+        from sgm_sde.calibration.result import as_calibrations, at_budget, load_calibration
 
         file = Path(str(resources.files("sgm_sde"))) / "zoo" / "assets" / f"{self.name}_solvers.json"
         if self.name not in SHIPPED or not file.exists():
             raise ValueError(f"no solver ships with the model {self.name!r}: find one with calibrate")
-        return at_budget(load_calibration(file), check_integer("nfe", nfe))
+        return at_budget(as_calibrations(load_calibration(file)), check_integer("nfe", nfe))
 
     def to(self, device: torch.device | str) -> Model:
         """The same model; the networks that its score reaches are moved to the device."""

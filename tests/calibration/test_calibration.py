@@ -25,7 +25,7 @@ from sgm_sde.calibration.flow import Flow, Trajectories
 from sgm_sde.calibration.held import HeldOutRuns
 from sgm_sde.calibration.network import network_of, process_of
 from sgm_sde.calibration.refine import Refinement, Unknowns, _Point
-from sgm_sde.calibration.result import PILOT
+from sgm_sde.calibration.result import PILOT, load_settings
 from sgm_sde.calibration.rows import Rows
 from sgm_sde.calibration.strata import Strata, hardest, weighted_median
 from sgm_sde.cli import main
@@ -1066,6 +1066,51 @@ def test_calibrated_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     by = {(row["solver"], row["budget"]): row for row in rows}
     assert by["table", 3]["nfe"] == 3 and by["table", 3]["metrics"] and by["ddim", 4]["metrics"]
     assert "calibrated solvers for 2 and 3 network calls" in by["table", 4]["note"]
+
+
+def test_a_pilot_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its choice as a file, which `sample` and `bench` take as those of calibrations; a file of neither is refused."""
+    file = tmp_path / "best.json"
+    argv = ["pilot", "--model", "digits", "--nfe", "3,5", "-n", "8", "--reference-nfe", "32", "--device", "cpu"]
+    assert main([*argv, "--out", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "at 3 calls, reference known to" in shown and f"--solver {file} --nfe 3" in shown
+    model = sg.load_model("digits")
+    labels = {"y": sg.PerSample(torch.arange(8))}
+    found = sg.pilot(model.score, model.sde, (8, 1, 8, 8), nfe=[3, 5], reference_nfe=32, seed=0, model_kwargs=labels)
+    known = load_settings(file)
+    assert {nfe: (one.solver, one.grid, one.budget) for nfe, one in known.items()} == {
+        nfe: (one.solver, one.grid, nfe) for nfe, one in found.items()
+    }
+
+    argv = ["sample", "--model", "digits", "-n", "4", "--solver", str(file), "--device", "cpu", "--quiet"]
+    assert main([*argv, "--nfe", "5", "--out", str(tmp_path / "run")]) == 0
+    pairs = [(0, i) for i in range(4)]
+    there = sg.sample(
+        model.score, model.sde, (4, 1, 8, 8), solver=found[5], seed=pairs, model_kwargs={"y": torch.arange(4)}
+    )
+    torch.testing.assert_close(load(tmp_path / "run")["x"], there.x)
+    argv = ["bench", "--model", "digits", "--solvers", str(file), "--nfe", "3,4", "-n", "20", "--metrics", "sw"]
+    assert main([*argv, "--out", str(tmp_path / "bench"), "--device", "cpu", "--quiet"]) == 0
+    rows = json.loads((tmp_path / "bench" / "results.json").read_text())["rows"]
+    assert [row["nfe"] for row in rows if row["metrics"]] == [3]
+    assert any("there are settings for 3 and 5 network calls: got nfe=4" in (row.get("note") or "") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("contents", "words"),
+    [
+        ({"format": "sgm_sde settings 1", "budgets": []}, "holds no settings: it has no budget"),
+        ({"format": "sgm_sde settings 1", "budgets": [{"nfe": 4}]}, "holds no settings: it has no 'solver'"),
+        ({"format": "sgm_sde settings 2", "budgets": []}, "holds no calibration: its format is not"),
+    ],
+    ids=["empty", "no-solver", "format"],
+)
+def test_files_of_no_settings(contents: Any, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "best.json"
+    file.write_text(json.dumps(contents))
+    with pytest.raises(ValueError, match=words):
+        load_settings(file)
 
 
 @pytest.mark.parametrize(
