@@ -150,7 +150,7 @@ class BoundScore:
         Raises:
             ValueError: for arguments of which nothing says what they are.
         """
-        if len(index) == batch or not self.kwargs:
+        if len(index) == batch:
             return self.kwargs
         return rows_at(self.resolved(batch), index)
 
