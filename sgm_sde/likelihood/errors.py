@@ -78,7 +78,7 @@ PLAUSIBLE = 2.0  # times the size of a score that the Jacobians tell, which the 
 CALIBRATED_AT = 3e-6  # tolerance of a step
 ADAPTIVE_ERROR = 1.5  # times the sum of the embedded errors at that
 SHARE_OF_SIGNED = 0.5, 0.7  # of the embedded errors' sum with signs in that of their sizes, from which they are smooth
-ONE_SIGN = 1 / 7  # times the error where they are
+ONE_SIGN = 1 / 5  # times the error where they are
 COARSER = 1 / 4  # power of the tolerance: coarser steps are further off, in units of the embedded errors
 
 

@@ -38,6 +38,7 @@ UNSEEN = 0.0025  # units where nothing is seen
 MOST_NOISE = 0.4  # that a noise estimate is taken to be off in the middle, which may be further off by the data
 SKEW = 0.2  # asymmetry from which probes tell their noise by their spread alone
 COARSELY = 1.5  # times the error of a grid that is coarse
+BENT = 0.4  # of what the score changes over a jump, along it, in the mean over directions
 UNBOUNDED = 1e30  # slope of a slope that nothing tells
 LIKE_PRIOR = 20.0  # reciprocal of the distance of a score from that of pure noise, up to which its wave is told
 
@@ -113,7 +114,7 @@ class Integrals(Crossing):
         self._summed = 0  # nodes
         self._defect: Tensor | float = 0.0
         self._of_slopes: list[Tensor] = []  # what each rule of more slopes adds, (rules, B), an interval each
-        self._of_nodes: list[Tensor] = []  # (3, B) each: of the rule, of trust and of the score's wave
+        self._of_nodes: list[Tensor] = []  # (4, B) each: of the rule, of trust, of the score's wave, squares of moves
         self._noises = [node.sigma / rho for node, rho in zip(grid.nodes, grid.spreads, strict=True)]
         x = problem.x.detach()
         if rows is not None:
@@ -199,7 +200,7 @@ class Integrals(Crossing):
             of_trust = (1 - trusted) * product
             square = dot(score, score)
             of_wave = trusted * self._along_wave(k, square, moved)
-            self._of_nodes.append(torch.stack([of_rule, of_trust, of_wave]))
+            self._of_nodes.append(torch.stack([of_rule, of_trust, of_wave, dot(moved, moved)]))
 
             # An error does not vanish with the score: beside it counts the size of that of pure noise.
             size = column((square + self._d).sqrt(), moved)
@@ -295,7 +296,7 @@ class Integrals(Crossing):
         )
         kinks = self.kinked * torch.hypot(kinks, of_kinks(torch.stack(self._of_slopes, 1).double()))
         of_slopes, squares_of_slopes = _sums([added[0] for added in self._of_slopes])
-        (of_rule, _, of_wave), _ = _sums(self._of_nodes)
+        (of_rule, _, of_wave, _), _ = _sums(self._of_nodes)
         of_trust = self._said_untrusted(plausible).sum(0)
         rough_slopes = squares_of_slopes.sqrt()
         farthest, farthest_of_noise = self._farthest.double().sqrt()
@@ -310,6 +311,7 @@ class Integrals(Crossing):
             ROUGH_SLOPES * rough_slopes,
             WRONG_SCORE * self._wrong() * farthest,
             self.off_noise * self._wrong_noise(plausible) * farthest_of_noise,
+            BENT * self._bent(),
             kinks,
         ]
         error = torch.stack(errors).square().sum(0).sqrt()
@@ -342,8 +344,17 @@ class Integrals(Crossing):
 
     def _said_untrusted(self, plausible: Tensor) -> Tensor:
         """Products (nodes, B) of the untrusted shares of the scores and the jumps at each node."""
-        said = torch.stack([of_trust for _, of_trust, _ in self._of_nodes])
+        said = torch.stack([of_trust for _, of_trust, *_ in self._of_nodes])
         return said.double() * plausible
+
+    def _bent(self) -> Tensor:
+        """Sum (B,) over the nodes of what the score changes over each jump, along it: one that is long beside what is
+        near goes elsewhere than the score says."""
+        pairs = zip(self.grid.spreads, self.rates, strict=True)
+        rates = [(rho * rate.score[0], rho * rate.score[1]) for rho, rate in pairs]
+        changes = sizes_of_jacobians(rates, self._traces, self.estimate.columns, self._d, 0.0)
+        squares = torch.stack([square for *_, square in self._of_nodes]).double()
+        return (changes * squares).sum(0) / self._d**0.5
 
     def _plausible(self) -> Tensor:
         """Share (nodes, B) of the score at each node that may be the flow's own; see `plausible_share`."""
@@ -358,7 +369,8 @@ class Integrals(Crossing):
     def _growth(self) -> Tensor:
         """Integrals (nodes - 1, B) in theta of the size of the Jacobian of the slope."""
         theta = [math.atan2(1.0, self.grid.s * math.exp(min(node.lam, FLAT))) for node in self.grid.nodes]
-        size = sizes_of_slopes(self.rates, self._traces, self.estimate.columns, self._d)
+        rates = [rate.divergence for rate in self.rates]
+        size = sizes_of_jacobians(rates, self._traces, self.estimate.columns, self._d, UNBOUNDED)
         steps = torch.tensor(theta, dtype=torch.float64).diff().abs().to(size)
         return steps[:, None] * (size[1:] + size[:-1]) / 2
 
@@ -424,11 +436,12 @@ class Integrals(Crossing):
         return torch.stack([trace[:, -3] for trace in self._traces]).detach().double() * squares
 
 
-def sizes_of_slopes(rates: Sequence[Rates], traces: Sequence[Tensor], columns: int, d: int) -> Tensor:
-    """Frobenius norms (nodes, B) of the Jacobian c_x + c_r J of dz/dtheta at nodes, from `traces`, what is known there
-    of that J of the network's output in d dimensions; without bounds where nothing tells it."""
-    divergences = np.array([rate.divergence for rate in rates])
-    c_x, c_r = torch.from_numpy(divergences).to(traces[0].device)[:, :, None].unbind(1)
+def sizes_of_jacobians(
+    rates: Sequence[tuple[float, float]], traces: Sequence[Tensor], columns: int, d: int, unknown: float
+) -> Tensor:
+    """Frobenius norms (nodes, B) of c_x + c_r J at nodes with coefficients (c_x, c_r), from `traces`, what is known
+    there of the Jacobian J of the network's output in d dimensions; `unknown` where nothing tells it."""
+    c_x, c_r = torch.tensor(rates, dtype=torch.float64, device=traces[0].device)[:, :, None].unbind(1)
     blocks = max(1.0, d / BLOCK)  # of which an exact trace has seen the first alone
     known = [trace.detach().mT for trace in traces]
     skew, symmetric = (torch.stack([rows[k] for rows in known]).double() for k in (-2, -1))
@@ -437,7 +450,7 @@ def sizes_of_slopes(rates: Sequence[Rates], traces: Sequence[Tensor], columns: i
 
     square = c_r**2 * of_J + 2 * c_x * c_r * product + d * c_x**2
     size = square.clamp_(min=0.0).sqrt_()
-    return torch.where(of_J > 0, size, UNBOUNDED)
+    return torch.where(of_J > 0, size, unknown)
 
 
 def _sums(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

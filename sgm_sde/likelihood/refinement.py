@@ -27,13 +27,16 @@ BY_CHANCE = {"grids": 1 / 3, "kinks": 1 / 2}  # of an error that it is at least,
 OF_STEPS = 1 / 6  # of the error that an adaptive solver's steps say, the standard deviation of what is left of it
 AS_CHANGES = 2.0  # changes of a value that this is worth
 BOUNDED = 2.3  # standard deviations of an error of which so few changes tell the size, that it is at most
-FALLS = 1 / 4  # factor of what kinks leave on twice the nodes
+FALLS = 2  # power of the step with which what kinks leave falls
 SMOOTHER = 1 / 20  # the same of what only looks like kinks, where an integrand was not resolved and now is
 FEW = 0.1  # share of what kinks leave in the rest of the error below which there are none
-CONVERGES = 1 / 16  # factor of the error on twice the nodes, less than what the order promises, where a change tells it
+CONVERGES = 4  # power of the step, less than what the order promises, with which the error falls, where a change tells it
+UNSEEN = 0.5  # of the error of the grid before, of what is faster than both
 FINER = 1 / 10  # of the tolerance, of which an adaptive solver's next run is
 # Of an adaptive solver's steps, in units of the error that is asked of the value.
 TOLERANCES = (0.03, 0.03 * FINER, 0.03 * FINER**2)
+FAR = 1000.0  # times the tolerance: errors of samples beyond, as by a ridge, which take the smaller ones
+OF_FAR = 1 / 3  # of them
 OF_JUMPS = (4.0, 2.0, 1.0)  # times that error: what jumps of the trace may leave, of which the next run leaves half
 GAIN = 0.5  # share of the error of a sample that jumps may leave, for a run to be worth its calls
 GROWS = 10 ** (1 / 5)  # factor of the calls at a tenth of a tolerance, that of a method of order 5
@@ -74,7 +77,10 @@ def exponential(
 
     solution, going = _on_finer_grids(solution, some, steps, tolerance)
     if not some.grad:  # which an adaptive solver has not
-        solution, going = _adaptively(solution, some, going, tolerance, tightness)
+        far = _excess(solution, tolerance) > FAR
+        for some_going, share in ((going & ~far, 1.0), (going & far, OF_FAR)):
+            solution, left = _adaptively(solution, some, some_going, tolerance, share * tightness)
+            going = torch.where(some_going, left, going)
     return Refined(solution, some.budget.unresolved(going))
 
 
@@ -93,7 +99,10 @@ def _on_finer_grids(
     hopeless = excess > (REACH if some.exact else REACH_OF_PROBES)
     too_rough = excess > REACH_OF_ROUGH
 
-    for number, finer in enumerate(OF_ROUGH if some.exact else REFINEMENTS, 1):
+    unseen = torch.zeros_like(going)
+    times = torch.ones_like(excess)  # the steps of the first grid, of the last one of each
+    grids = OF_ROUGH if some.exact else REFINEMENTS
+    for number, finer in enumerate(grids, 1):
         trying = going if some.grad else going & ~hopeless
         if some.exact:
             rough = solution.of_divergence > BY_DIVERGENCE * solution.error
@@ -102,15 +111,22 @@ def _on_finer_grids(
         if not bool(trying.any()):
             break
 
+        # What neither grid has seen one of twice the nodes would not see: they wait for the next.
+        if finer < grids[-1]:
+            trying = trying & ~unseen
         rows = trying.nonzero().flatten()
+        if not len(rows):
+            continue
         coarser = solution
         solution = solution.replaced(rows, some.on_grid(number, finer * steps, rows))
         if _failed(solution):
             return solution, torch.zeros_like(going)
 
-        solution = some.compared_grids(coarser, solution, rows)
+        solution = some.compared_grids(coarser, solution, rows, finer / times[rows])
+        times[rows] = finer
         before = excess
         excess = _excess(solution, tolerance)
+        unseen = excess > UNSEEN * before
 
         # The next grid divides the error by what this one did.
         going = going & (excess > 1)
@@ -136,7 +152,7 @@ def _adaptively(
         arrivals = rows[arrived]
         coarser = solution
         solution = solution.replaced(arrivals, found.among(arrived))
-        if share < TOLERANCES[0]:
+        if run > len(REFINEMENTS) + 1:
             solution = some.compared_steps(coarser, solution, arrivals, by_signs[arrived])
         going = going & (_excess(solution, tolerance) > 1)
     return solution, going
@@ -219,7 +235,7 @@ class Some:
         self.alone = problem.model.takes_some(len(problem.x))
         self.grad = torch.is_grad_enabled()
         self.exact = problem.trace.fixed is None and not self.grad
-        self.last_change: Tensor | None = None  # of the values, on the grid before
+        self.last_change = problem.x.new_zeros(len(problem.x))  # of the values, on the grid before
 
     def on_grid(self, number: int, steps: int, rows: Tensor) -> Solution:
         """On one fixed grid, by a run of this number."""
@@ -239,8 +255,8 @@ class Some:
         assert ends.by_signs is not None
         return joint(ends), arrived, ends.by_signs
 
-    def compared_grids(self, before: Solution, after: Solution, rows: Tensor) -> Solution:
-        """The solution with the errors of some rows in the light of those on the grid of half as many steps.
+    def compared_grids(self, before: Solution, after: Solution, rows: Tensor, finer: Tensor) -> Solution:
+        """The solution with the errors of some rows in the light of those on a grid of fewer steps, by factors (b,).
 
         What kinks leave falls with the square of the step at least, whatever the rules say of its size: no more is left
         than the value has changed, or a quarter of the change before, since one may be small by chance. Where there are
@@ -250,17 +266,16 @@ class Some:
         if self.problem.trace.fixed is not None:
             return after
 
-        changes = self._change(before, after)
-        change = changes[rows]
-        left = change if self.last_change is None else change.maximum(FALLS * self.last_change[rows])
-        self.last_change = changes
+        change = self._change(before, after)[rows]
+        left = change.maximum(self.last_change[rows] / finer**FALLS)
+        self.last_change[rows] = change
 
         kinks = after.of_kinks[rows]
         smooth = (after.error[rows].square() - kinks.square()).clamp(min=0.0).sqrt()
         capped = _at_most(kinks, left, "kinks")
         error = torch.hypot(smooth, capped)
 
-        promised = CONVERGES * before.error[rows]
+        promised = before.error[rows] / finer**CONVERGES
         resolved = (kinks < FEW * smooth) | (kinks < SMOOTHER * before.of_kinks[rows])
         converges = resolved & (error < promised)
         lowered = _at_most(error, change, "grids")
