@@ -19,13 +19,16 @@ from sgm_sde._utils.checks import (
 )
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.adaptive import rms
+from sgm_sde.engine.noise import NoiseStream, resolve_seeds
 from sgm_sde.engine.times import at_ends
 from sgm_sde.likelihood.grid import WIDE
+from sgm_sde.likelihood.problem import Problem
 from sgm_sde.likelihood.results import FlowResult, LogProbResult, Unresolved
 from sgm_sde.processes.base import require_sde
 from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
+from sgm_sde.scores.gradient import LOST, OF_LOST, lost_share
 
 MOST_ERROR = 1.0  # nats/dim; beyond, the density of a sample is not known
 SMALLEST = 1e-15  # noise that densities are taken at: states are numbers of order one in single or double precision
@@ -97,7 +100,35 @@ def given_log_prob(prior: Callable[[Tensor], Tensor], first: int, latent: Tensor
 
 
 class LikelihoodWarning(UserWarning):
-    """The numerical error of some log-likelihoods or codes did not come down to the tolerance."""
+    """The numerical error of some log-likelihoods or codes did not come down to the tolerance, or they are wrong since
+    the network's gradient is not that of its output."""
+
+
+def warn_of_lost_gradient(problem: Problem, x: Tensor, data_std: float) -> None:
+    """Warn of a network that loses some of its gradient, by three calls at the states x (B, *) of the data's end with
+    noise, a third of the data's standard deviation; without any call where nothing in it can lose one."""
+    model = problem.model
+    if not model.cuts:
+        return
+
+    sde = problem.sde
+    level = torch.tensor(data_std / 3, dtype=torch.float64)
+    t = float(sde.time_of_noise_level(level).clamp(problem.eps, sde.T))
+    (node,) = sde.nodes([t])
+    stream = NoiseStream(resolve_seeds(0, None, len(x)), "probe")
+    shape = tuple(x.shape)
+    noise = stream.normal(shape, x.dtype, x.device)
+    z = stream.normal(shape, x.dtype, x.device).sign()
+    noised = node.alpha * x.detach() + node.sigma * noise
+    times = model.times([t], noised)[0]
+
+    lost = lost_share(lambda x: model.output(x, times), noised, z, node.sigma)
+    model.vjps += 1
+    if lost > LOST:
+        warn(
+            f"the log-likelihoods are wrong: the network's gradient is not that of its output, {lost:.0%} of {OF_LOST}",
+            LikelihoodWarning,
+        )
 
 
 def unknown_densities(error: Tensor, d: int) -> Unresolved:

@@ -14,7 +14,14 @@ from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.noise import Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
-from sgm_sde.likelihood.checks import check_finite, check_points, check_process, unknown_densities, warn_of_codes
+from sgm_sde.likelihood.checks import (
+    check_finite,
+    check_points,
+    check_process,
+    unknown_densities,
+    warn_of_codes,
+    warn_of_lost_gradient,
+)
 from sgm_sde.likelihood.integrals import on_grid
 from sgm_sde.likelihood.methods import FixedGrid, Method, Trace, resolve_method, resolve_trace
 from sgm_sde.likelihood.nodes import fixed_grid
@@ -163,6 +170,7 @@ def _with_density(
     check_finite(value, "the log-likelihood")
     check_finite(found.latent, "the other end")
 
+    warn_of_lost_gradient(problem, found.latent, method.data_std)
     x = found.latent.to(z.dtype)
     times = fixed_grid(sde, eps, steps, method.data_std, False).times
     unresolved = unknown_densities(found.stated, problem.d)

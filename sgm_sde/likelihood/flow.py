@@ -32,6 +32,7 @@ from sgm_sde.likelihood.checks import (
     check_process,
     given_log_prob,
     require_count,
+    warn_of_lost_gradient,
     warn_unresolved,
 )
 from sgm_sde.likelihood.decoders import GaussianDecoder, diffuse
@@ -183,6 +184,8 @@ class _Question:
         prior = None if self.prior is None else partial(given_log_prob, self.prior, first)
         problem = Problem(model, state, eps, estimate, prior_std=prior_std, prior=prior, first=first)
         solution, how, unresolved = self.method.solve(problem)
+        if first == 0:
+            warn_of_lost_gradient(problem, state, self.method.data_std)
         latent = solution.latent
         at_T = problem.at_noise(latent)
         value = at_T + solution.volume + added

@@ -27,7 +27,7 @@ from sgm_sde.likelihood.errors import (
     sensitivity,
 )
 from sgm_sde.likelihood.multistep import Weights
-from sgm_sde.likelihood.nodes import Crossing, Nodes, Rates, combined, fixed_grid, forget_before, weighted
+from sgm_sde.likelihood.nodes import Crossing, Nodes, combined, fixed_grid, forget_before, weighted
 from sgm_sde.likelihood.problem import FLAT, Problem, Solution
 from sgm_sde.likelihood.trace import BLOCK, some_of
 
@@ -58,8 +58,8 @@ class Integrals(Crossing):
 
     The remaining error has several parts, each estimated on the same nodes, whose squares are added: the quadrature of
     the divergence (`quadrature_error`), that of the slopes, what kinks of both leave, that of the score along the
-    jumps, the share of the score that is not trusted, what may be wrong with the rest, and the wave of the score in
-    pure noise. A score's error
+    jumps, the share of the score that is not trusted, what may be wrong with the rest, the wave of the score in pure
+    noise, and what the score changes over the jumps. A score's error
     changes slowly from node to node, while the jumps alternate: what it does with them is bounded by the longest of
     their partial sums, each jump times the size of the score there and of pure noise (Abel's summation by parts); one
     with a wave of its own, as the jumps have, is seen where the score is that of pure noise. What rounding may do is
@@ -352,9 +352,13 @@ class Integrals(Crossing):
         near goes elsewhere than the score says."""
         pairs = zip(self.grid.spreads, self.rates, strict=True)
         rates = [(rho * rate.score[0], rho * rate.score[1]) for rho, rate in pairs]
-        changes = sizes_of_jacobians(rates, self._traces, self.estimate.columns, self._d, 0.0)
-        squares = torch.stack([square for *_, square in self._of_nodes]).double()
-        return (changes * squares).sum(0) / self._d**0.5
+        columns = self.estimate.columns
+        changes = sizes_of_jacobians(rates, self._traces, columns, self._d, 0.0)
+
+        moved = [square for *_, square in self._of_nodes]
+        squares = torch.stack(moved).double()
+        total = (changes * squares).sum(0)
+        return total / self._d**0.5
 
     def _plausible(self) -> Tensor:
         """Share (nodes, B) of the score at each node that may be the flow's own; see `plausible_share`."""

@@ -30,13 +30,13 @@ BOUNDED = 2.3  # standard deviations of an error of which so few changes tell th
 FALLS = 2  # power of the step with which what kinks leave falls
 SMOOTHER = 1 / 20  # the same of what only looks like kinks, where an integrand was not resolved and now is
 FEW = 0.1  # share of what kinks leave in the rest of the error below which there are none
-CONVERGES = 4  # power of the step, less than what the order promises, with which the error falls, where a change tells it
+CONVERGES = (
+    4  # power of the step, less than what the order promises, with which the error falls, where a change tells it
+)
 UNSEEN = 0.5  # of the error of the grid before, of what is faster than both
 FINER = 1 / 10  # of the tolerance, of which an adaptive solver's next run is
 # Of an adaptive solver's steps, in units of the error that is asked of the value.
 TOLERANCES = (0.03, 0.03 * FINER, 0.03 * FINER**2)
-FAR = 1000.0  # times the tolerance: errors of samples beyond, as by a ridge, which take the smaller ones
-OF_FAR = 1 / 3  # of them
 OF_JUMPS = (4.0, 2.0, 1.0)  # times that error: what jumps of the trace may leave, of which the next run leaves half
 GAIN = 0.5  # share of the error of a sample that jumps may leave, for a run to be worth its calls
 GROWS = 10 ** (1 / 5)  # factor of the calls at a tenth of a tolerance, that of a method of order 5
@@ -77,10 +77,7 @@ def exponential(
 
     solution, going = _on_finer_grids(solution, some, steps, tolerance)
     if not some.grad:  # which an adaptive solver has not
-        far = _excess(solution, tolerance) > FAR
-        for some_going, share in ((going & ~far, 1.0), (going & far, OF_FAR)):
-            solution, left = _adaptively(solution, some, some_going, tolerance, share * tightness)
-            going = torch.where(some_going, left, going)
+        solution, going = _adaptively(solution, some, going, tolerance, tightness)
     return Refined(solution, some.budget.unresolved(going))
 
 
@@ -152,7 +149,7 @@ def _adaptively(
         arrivals = rows[arrived]
         coarser = solution
         solution = solution.replaced(arrivals, found.among(arrived))
-        if run > len(REFINEMENTS) + 1:
+        if share < TOLERANCES[0]:
             solution = some.compared_steps(coarser, solution, arrivals, by_signs[arrived])
         going = going & (_excess(solution, tolerance) > 1)
     return solution, going

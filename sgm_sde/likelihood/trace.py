@@ -24,6 +24,7 @@ from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.processes.base import SDE
 from sgm_sde.scores.conditions import require_rows
+from sgm_sde.scores.gradient import Cuts, is_compiled
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score
 
@@ -88,6 +89,8 @@ class TraceScore(BoundScore):
 
     Attributes:
         vjps: number of vector-Jacobian products so far.
+        cuts: whether something in the network has lost a gradient, be it rightly; None before the first estimate, and
+            of a compiled network, which another mode would have compiled anew.
     """
 
     def __init__(
@@ -97,6 +100,8 @@ class TraceScore(BoundScore):
         require_rows(self.kwargs, batch)
         self.batch = batch
         self.vjps = 0
+        self.cuts: bool | None = None
+        self._looked = False
         self._repeats = False  # the call for each product, of a compiled network whose graphs give a single one
 
     def output(self, x: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -107,6 +112,16 @@ class TraceScore(BoundScore):
         """The network's output at t (B,) as a function of the state."""
         given = self.kwargs if rows is None else self.of_some(rows, self.batch)
         return lambda x: self.score.output(x, t, **given)
+
+    def _first_output(self, x: Tensor, t: Tensor, rows: Tensor | None) -> Tensor:
+        """The network's output, and whether something in it loses its gradient."""
+        self._looked = True
+        if is_compiled(self.score.net):
+            return self.output(x, t, rows)
+        with Cuts() as cuts:
+            output = self.output(x, t, rows)
+        self.cuts = cuts.seen
+        return output
 
     def with_trace(
         self,
@@ -130,7 +145,7 @@ class TraceScore(BoundScore):
         keep = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x if keep and x.requires_grad else x.detach().requires_grad_()
-            output = self.output(x, t, rows)
+            output = self._first_output(x, t, rows) if not self._looked else self.output(x, t, rows)
             # What is made of it has a gradient in any case.
             call = partial(self.output, t=t, rows=rows)
             first = self.nfe == 1  # the graph is not looked through at each call
@@ -326,10 +341,10 @@ class RandomTrace:
 
 def _asymmetry(z: Tensor, y: Tensor, z_J: Tensor, y_J: Tensor) -> tuple[Tensor, Tensor]:
     """Estimates (B,) of |J - J^T|^2 and |J + J^T|^2 from two probes and their products with J: the mean of
-    (z J y - y J z)^2 is the first."""
-    z_J_y = dot(z_J, y)
-    y_J_z = dot(y_J, z)
-    return (z_J_y - y_J_z).square(), (z_J_y + y_J_z).square()
+    (z J y - y J z)^2 is the first, and that of |z J|^2 a quarter of both."""
+    skew = (dot(z_J, y) - dot(y_J, z)).square()
+    both = 2 * (dot(z_J, z_J) + dot(y_J, y_J))
+    return skew, both - skew
 
 
 def _skew_and_symmetric(J: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:

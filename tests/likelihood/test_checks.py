@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from sgm_sde.likelihood import (
     Exact,
     FixedGrid,
     Hutchinson,
+    LikelihoodWarning,
     ScipyRK45,
     Stretched,
 )
@@ -332,3 +335,45 @@ def test_options_that_would_do_nothing(call: Callable[[], object]) -> None:
 def test_the_scale_of_the_data_is_positive() -> None:
     with pytest.raises(ValueError, match=r"data_std must be finite, at least 1e-06 .* got -7"):
         sg.log_prob(UNIT.score(VP), VP, TWO, method=FixedGrid(data_std=-7))
+
+
+def half_detached(x: Tensor, t: Tensor) -> Tensor:
+    noise = SCORE.predict("noise", x, t)
+    return torch.cat([noise[:, :1], noise[:, 1:].detach()], 1)
+
+
+def rounded(x: Tensor, t: Tensor) -> Tensor:
+    return SCORE.predict("noise", (64 * x).round() / 64, t)
+
+
+def less_its_greatest(x: Tensor, t: Tensor) -> Tensor:
+    """What is taken off is added again, so that all of the gradient is there."""
+    noise = SCORE.predict("noise", x, t)
+    greatest = noise.amax(1, keepdim=True).detach()
+    return (noise - greatest) + greatest
+
+
+@pytest.mark.filterwarnings("ignore:the numerical error")
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize(("net", "lost"), [(half_detached, 0.5), (rounded, 1.0)])
+@pytest.mark.parametrize("call", [sg.log_prob, partial(sg.decode, log_prob=True)])
+def test_networks_that_lose_some_of_their_gradient_are_told(
+    call: Callable[..., object], net: Callable[[Tensor, Tensor], Tensor], lost: float, rows: int
+) -> None:
+    """Their divergence is that of what is left."""
+    x = GAUSSIAN.sample(rows, VP, 1e-5, seed=0, dtype=F64)
+    with pytest.warns(LikelihoodWarning, match="the log-likelihoods are wrong: the network's gradient") as told:
+        call(sg.from_noise(net, VP), VP, x, method=FixedGrid(48))
+    (share,) = re.findall(r"output, (\d+)% of how it changes", str(told[0].message))
+    assert int(share) == pytest.approx(100 * lost, abs=15)
+
+
+def test_a_network_that_may_lose_some_is_asked_three_times_more() -> None:
+    """And nothing is said where it has lost none; one in which nothing can be lost is asked no more than before."""
+    x = GAUSSIAN.sample(3, VP, 1e-5, seed=0, dtype=F64)
+    found, plain = (
+        sg.log_prob(sg.from_noise(net, VP), VP, x, method=FixedGrid(48))
+        for net in (less_its_greatest, lambda x, t: SCORE.predict("noise", x, t))
+    )
+    assert (found.nfe, plain.nfe) == (52, 49) and (found.vjps, plain.vjps) == (99, 98)
+    torch.testing.assert_close(found.value, plain.value)

@@ -17,10 +17,11 @@ from sgm_sde.likelihood import (
     LikelihoodWarning,
     Stretched,
 )
+from sgm_sde.likelihood.decoders import normal_log_prob
 from sgm_sde.likelihood.nodes import first_grid
 from tests.conventions import some_slow
 from tests.helpers import F64, GAUSSIAN, LINEAR, MIXTURE
-from tests.likelihood.cases import PROCESSES, points, with_wave
+from tests.likelihood.cases import PROCESSES, VP, points, with_wave
 
 
 @pytest.mark.parametrize("process", some_slow(PROCESSES, fast=("vp", "edm", "flow")))
@@ -178,3 +179,42 @@ def test_codes_that_do_not_reach_the_tolerance_are_named() -> None:
         kept = sg.encode(score, sde, x, enable_grad=True)
     assert kept.nfe == 49 and kept.error is not None and not kept.error.requires_grad
     torch.testing.assert_close(kept.x, sg.encode(score, sde, x, method=FixedGrid(48)).x)
+
+
+Z = torch.linspace(-9, 9, 241, dtype=F64)
+
+
+def of_thin_banana(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Log-density at a time of (u, 2 u^2 + 0.02 v), of normal u and v: the mean over u given x_1 of that of x_2."""
+    alpha, sigma = (k(t).to(F64)[:, None] for k in (VP.alpha, VP.sigma))
+    square = alpha**2 + sigma**2
+    u = alpha * x[:, :1] / square + sigma / square.sqrt() * Z
+    std = (0.02**2 * alpha**2 + sigma**2).sqrt()
+    given_u = normal_log_prob((x[:, 1:] - 2 * alpha * u**2) / std, std)
+    weights = normal_log_prob(Z, float(Z[1] - Z[0]) ** -1)
+    along = normal_log_prob(x[:, :1] / square.sqrt(), square.sqrt())[:, 0]
+    return along + (given_u + weights).logsumexp(1)
+
+
+def score_of_banana(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    create = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        (score,) = torch.autograd.grad(of_thin_banana(x, t).sum(), x, create_graph=create)
+    return score
+
+
+@pytest.mark.filterwarnings("ignore::sgm_sde.likelihood.LikelihoodWarning")
+def test_densities_by_jumps_that_are_long_beside_what_is_near() -> None:
+    """One grid to a thin density leaves states several of its widths away, where no score says what a jump does: the
+    error says so, by how the score changes over it."""
+    z = VP.prior_sample((24, 2), seed=4, dtype=F64)
+    found = sg.decode(score_of_banana, VP, z, log_prob=True, method=FixedGrid(48))
+    latent = sg.encode(score_of_banana, VP, found.x, method=FixedGrid(200)).x
+    end = torch.ones(24, dtype=F64)
+    gap = of_thin_banana(latent, VP.T * end) - VP.prior_log_prob(latent)
+    assert found.log_prob is not None and found.error is not None
+    off = (found.log_prob + gap - of_thin_banana(found.x, VP.likelihood_eps * end)).abs()
+    assert float((off <= found.error + 1e-5).double().mean()) > 0.95 and float(off.max()) > 1.0
+    ratio = found.error.clamp(min=2e-6) / off.clamp(min=2e-6)
+    assert float(ratio.log().abs().median().exp()) < 5

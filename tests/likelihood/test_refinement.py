@@ -13,6 +13,7 @@ from benchmarks.likelihood_error import oracles
 from sgm_sde.likelihood import FixedGrid, LikelihoodWarning
 from sgm_sde.likelihood.refinement import error_of_finer_steps
 from tests.helpers import F64, LINEAR, MIXTURE
+from tests.likelihood.cases import points, with_wave
 
 VP = LINEAR["vp"]
 WIDTH = 0.06  # of the pieces of a slope
@@ -178,3 +179,11 @@ def test_calls_of_a_point_are_limited() -> None:
     assert enough.status.ok and math.isclose(float(enough.error.max()), 1e-6, rel_tol=1)
     with pytest.raises(ValueError, match="max_calls must be"):
         FixedGrid(max_calls=0)
+
+
+@pytest.mark.slow
+def test_a_grid_that_would_see_no_more_is_left_out() -> None:
+    """Of a wave of eight a unit of log-SNR grids of 48 and 96 steps see nothing: 384 come next, not 192."""
+    x = points(MIXTURE, "vp", 4)
+    found = sg.log_prob(with_wave("vp", 0.003, 8), VP, x, method=FixedGrid())
+    assert found.nfe == 49 + 97 + 385

@@ -13,7 +13,7 @@ from sgm_sde._utils.warn import warn
 from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.evaluation.score_check.readings import ALIKE, ALMOST, BY_PREDICTION, Better
-from sgm_sde.evaluation.score_check.result import TINY, ScoreCheck, ScoreCheckWarning
+from sgm_sde.evaluation.score_check.result import ScoreCheck, ScoreCheckWarning
 from sgm_sde.evaluation.score_check.states import (
     LEVELS,
     NEAR_NOISE,
@@ -27,6 +27,7 @@ from sgm_sde.grids import Grid
 from sgm_sde.processes.base import CheckError
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.schemes.families import DPMSolverPP
+from sgm_sde.scores.gradient import LOST, OF_LOST, lost_share
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import from_denoiser
 
@@ -43,12 +44,6 @@ SPREAD = 0.1  # of the data's standard deviation: more or less of its own sample
 REPEATED = 1e-3  # of the data's standard deviation, from which on a second call is another: half precision moves less
 AT_LOW_NOISE = 1  # of the levels, where every prediction changes with the state
 DIFFERENTIATED = 64  # data whose graph is kept, where all of them have more than `NUMBERS`
-SMOOTHED = 0.05  # standard deviations of the noise there, over which a difference goes
-LOST = 0.1  # share of the change with the state that is not in the gradient, from which it is told
-OF_LOST = (
-    "how it changes with x is not in it, as behind rounding, quantised layers or detach(). Samples are as they are, "
-    "and likelihoods and posterior scores (DPS, MMPS), which differentiate it, are wrong"
-)
 
 
 def compare_with_itself(noised: Noised, model: BoundScore, estimates: Sequence[Tensor]) -> None:
@@ -66,17 +61,10 @@ def compare_with_itself(noised: Noised, model: BoundScore, estimates: Sequence[T
 
 
 def compare_gradients(noised: Noised, model: BoundScore, stream: NoiseStream) -> None:
-    r"""Warn of a network whose gradient is not that of its output: it rounds or detaches some of it.
-
-    Its Jacobian J in a direction z from the noise of the data, $z^\top Jz$, by autograd and by a difference, both in
-    the mean over some data, of which the second smooths the network over a twentieth of the noise there. A network
-    without any gradient is not asked, since what needs one refuses it.
-    """
+    """Warn of a network whose gradient is not that of its output, at some of the data; see `lost_share`."""
     x, t = noised.states[AT_LOW_NOISE]
     n = len(x) if x.numel() <= NUMBERS else min(len(x), DIFFERENTIATED)
     index = torch.arange(n, device=x.device)
-    x = x[:n]
-    t = t[:n]
 
     try:
         model.of_some(index, len(noised.x0))
@@ -84,24 +72,14 @@ def compare_gradients(noised: Noised, model: BoundScore, stream: NoiseStream) ->
         return
 
     z = stream.normal(tuple(noised.x0.shape), x.dtype, x.device)[:n].sign()
-    h = SMOOTHED * noised.nodes[AT_LOW_NOISE].sigma
-
     with model.only(index, len(noised.x0)):
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            output = model.evaluate(leaf, t)
-            if not output.requires_grad:
-                return
-            (vjp,) = torch.autograd.grad(output, leaf, z.to(output), allow_unused=True)
-
-        differences = model.evaluate(x + h * z, t) - model.evaluate(x - h * z, t)
-
-    by_difference = (z * differences).double().flatten(1).sum(1) / (2 * h)
-    by_autograd = torch.zeros_like(by_difference) if vjp is None else (z * vjp).double().flatten(1).sum(1)
-
-    off = float((by_autograd - by_difference).sum().abs() / by_difference.abs().sum().clamp(min=TINY))
-    if off > LOST:
-        warn(f"the network's gradient is not that of its output: {off:.0%} of {OF_LOST}", ScoreCheckWarning)
+        lost = lost_share(lambda x: model.evaluate(x, t[:n]), x[:n], z, noised.nodes[AT_LOW_NOISE].sigma)
+    if lost > LOST:
+        warn(
+            f"the network's gradient is not that of its output: {lost:.0%} of {OF_LOST}. Samples are as they are, and "
+            f"likelihoods and posterior scores (DPS, MMPS), which differentiate it, are wrong",
+            ScoreCheckWarning,
+        )
 
 
 def compare_with_gaussian(found: ScoreCheck) -> None:
