@@ -23,6 +23,7 @@ def remarks_on(ranked: Ranked, runs: HeldOutRuns, fitted_median: float, is_late:
     flow = runs.flow
     n = exact.of_fit.at_random
     taken = ranked.settings[0]
+    known = exact.doubt < taken.rmse / 3
     remarks = []
     if flow.units is not None:
         remarks.append(IN_OWN_UNITS)
@@ -34,15 +35,15 @@ def remarks_on(ranked: Ranked, runs: HeldOutRuns, fitted_median: float, is_late:
         remarks.append(f"some of the noises left the range of the exact samples with: {names}")
     if taken.name.startswith(PILOT):
         remarks.append("no fit is 10 % better than what is off the shelf, which is taken")
-    elif taken.median > FEW * fitted_median:  # of medians: single noises make errors, and say nothing of the fit
+    elif known and taken.median > FEW * fitted_median:  # single noises make errors, and say nothing of the fit
         remarks.append(f"on the noises of the fit the median is {fitted_median:.1e}: more of them would help")
     if ranked.few <= FEW_NOISES:
         of = "one noise" if ranked.few == 1 else f"{ranked.few} noises"
         half = f"half of the mean square error is that of {of}"
         remarks.append(f"{half}: on others it may be far from what is stated")
-    if not exact.doubt < taken.rmse / 3:
-        known = f"{DOUBT} are known to {exact.doubt:.1e} only, beside an error of {taken.rmse:.1e}"
-        remarks.append(f"{known}: a larger reference_nfe= makes a better fit, and tells its error better")
+    if not known:
+        beside = f"{DOUBT} are known to {exact.doubt:.1e} only, beside an error of {taken.rmse:.1e}"
+        remarks.append(f"{beside}: a larger reference_nfe= makes a better fit, and tells its error better")
     if is_late:
         remarks.append("the time limit ended the fit before it had settled")
     return remarks

@@ -22,9 +22,10 @@ from sgm_sde.calibration import HeldOut, Table, closed, exact, fits, rough, sear
 from sgm_sde.calibration.choice import Comparison
 from sgm_sde.calibration.exact import Exact, References, arranged
 from sgm_sde.calibration.flow import Flow, Trajectories
-from sgm_sde.calibration.held import HeldOutRuns
+from sgm_sde.calibration.held import HeldOutRuns, Ranked
 from sgm_sde.calibration.network import network_of, process_of
 from sgm_sde.calibration.refine import Refinement, Unknowns, _Point
+from sgm_sde.calibration.remarks import remarks_on
 from sgm_sde.calibration.result import PILOT, load_settings
 from sgm_sde.calibration.rows import Rows
 from sgm_sde.calibration.strata import Strata, hardest, weighted_median
@@ -988,6 +989,20 @@ def test_a_fit_ended_in_the_middle_goes_on_with_what_is_done(tmp_path: Path, mon
     assert isinstance(resumed.solver, sg.calibration.Calibrated) and isinstance(whole.solver, sg.calibration.Calibrated)
     assert resumed.solver.table.levels == pytest.approx(whole.solver.table.levels, rel=1e-6)
     assert resumed.error == pytest.approx(whole.error, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("doubt", "said"), [(0.01, "on the noises of the fit the median is"), (0.05, "exact samples are")]
+)
+def test_what_a_fit_lacks_is_named(doubt: float, said: str) -> None:
+    """More noises, where its error is larger on others; surer exact samples, where these have errors like its own."""
+    noises = Strata.even(range(1024))
+    ends = torch.zeros(1024, 1)
+    of = Exact(Trajectories(torch.zeros(0), ends, ends, ends), ends, noises, noises, 64, doubt, 0.0, 0)
+    runs = HeldOutRuns(a_flow(sg.VPSDE(), 8), of, torch.float32)
+    taken = HeldOut("refined", sg.Setting("ddim"), 0.1, 0.01, 0.1, 0.1)
+    (remark,) = remarks_on(Ranked([taken], [], 100), runs, 0.02, is_late=False)
+    assert remark.startswith(said)
 
 
 def test_a_time_limit_ends_a_fit() -> None:
