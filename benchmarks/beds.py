@@ -377,7 +377,7 @@ def _oracle_bed(recipe: Recipe) -> Bed:
 
     shape = (of.n, *of.shape)
     if not recipe.rough:
-        return Bed(recipe, sde, sg.from_denoiser(denoised, sde), shape, of.std)
+        return Bed(recipe, sde, sg.from_denoiser(denoised, sde, bare=False), shape, of.std)
     kind, *numbers = recipe.rough
     off, jumps = {"sin": _wave, "table": _table, "bias": _bias}[kind](sde, of.shape, *numbers)
 

@@ -4,7 +4,8 @@ r"""The default on trained networks of recipes that no test bed has.
     python -m benchmarks.unseen_networks             # tables; trains what is missing
 
 The first eight were a look from outside; today's default was chosen with them. The second six were trained when it was
-frozen, and chose nothing.
+frozen, and chose nothing. The last four predict the data without a skip connection: their default (`bare=True`) was
+chosen on networks of the first two recipes of these, with rings-x0, and the other two chose nothing.
 
 | network           | data              | predicts | process             | recipe                                      |
 |-------------------|-------------------|----------|---------------------|---------------------------------------------|
@@ -23,6 +24,11 @@ frozen, and chose nothing.
 | moons-lookup      | two moons, 2-D    | noise    | DDPM's linear table | index looked up                             |
 | gratings-flow     | gratings, 16x16   | flow     | noise to data       | U-Net after 400 iterations                  |
 | digits-ve         | digits            | score    | VE                  | U-Net of log(sigma), divided by sigma       |
+|                   |                   |          |                     |                                             |
+| digits-x0         | digits            | data     | DDPM's linear table | U-Net, error of the data                    |
+| gratings-x0       | gratings, 16x16   | data     | noise to data       | U-Net, error of the flow, logit-normal t    |
+| tokens-x0         | digits            | data     | noise to data       | transformer, the same loss and times        |
+| columns-x0        | 8 skew columns    | data     | cosine              | residual layers, error of the data          |
 
 A network's error is that of the test beds (`benchmarks.beds`): against the flow of the very network, relative to the
 standard deviation of the data; that of a typical sample is the median. "Best" is the least error of any deterministic
@@ -371,6 +377,7 @@ def _x0(net: nn.Module, sde: Any) -> sg.Score:
 SIGMA_DATA = 0.5
 INDEX = sg.time_labels.ddpm(1000)
 LOOKED_UP = sg.time_labels.ddpm(1000, integer=True)
+AT_MUCH_NOISE = LogNormal(mean=0.8, std=0.8)  # the logit of rectified flow's time, as JiT has it
 RECIPES: dict[str, Recipe] = {
     "tokens-edm": Recipe(
         0, "edm", digits, lambda: Preconditioned(Tokens(), SIGMA_DATA), _edm, 2000,
@@ -411,8 +418,22 @@ RECIPES: dict[str, Recipe] = {
     "digits-ve": Recipe(
         16, "ve", digits, OverSigmaOfImages, _ve, 400, weighting="sigma^2", n=8, steps=(300, 0), rate=2e-3,
     ),
+    "digits-x0": Recipe(
+        21, "ddpm", digits, lambda: UNet(1, (16, 32), blocks=1, attention=(), patch=1, embed=64, time="positional"),
+        lambda net, sde: sg.from_denoiser(net, sde, time_label=INDEX), 900,
+        weighting="data", times=Table(), n=8, steps=(200, 200), rate=2e-3,
+    ),
+    "gratings-x0": Recipe(
+        22, "flow", gratings, lambda: UNet(1, (16, 32), blocks=1, attention=(), embed=64), _x0, 400,
+        weighting="flow", times=AT_MUCH_NOISE, n=8, steps=(200, 200), rate=2e-3,
+    ),
+    "tokens-x0": Recipe(
+        23, "flow", digits, lambda: Tokens(96), _x0, 1200,
+        weighting="flow", times=AT_MUCH_NOISE, n=16, steps=(200, 200), rate=2e-3,
+    ),
+    "columns-x0": Recipe(24, "cosine", columns, lambda: Residual(8, 128), _x0, 4000, weighting="data"),
 }  # fmt: skip
-FIRST = 8  # of them chose the default
+FIRST, SECOND, THIRD = 8, 14, 16  # the first chose the default, and those between the last two that of bare networks
 
 
 def _file(name: str) -> Any:
@@ -567,7 +588,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         here = bed(name)
         sys.stderr.write(f"{name}: reference known to {here.reference.doubt:.2g}\n")
         found[name] = measure(here)
-    for title, of in (("that chose the default", names[:FIRST]), ("that chose nothing", names[FIRST:])):
+    groups = {
+        "that chose the default": names[:FIRST],
+        "that chose nothing": names[FIRST:SECOND],
+        "without a skip connection, whose recipes chose": names[SECOND:THIRD],
+        "without a skip connection, that chose nothing": names[THIRD:],
+    }
+    for title, of in groups.items():
         if args.names or not of:
             continue
         sys.stdout.write("\n".join([f"# Networks {title}", "", *tables({name: found[name] for name in of})]) + "\n\n")

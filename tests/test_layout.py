@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 HERE = Path(__file__).parent
 APART = {"clients"}  # programs of other people, in an environment of their own
 PROMISES = {  # at the top of tests/, of no single module
-    "adding_a_solver", "budgets", "catalogue", "coupled", "damaged_files", "density", "devices", "docs", "docstrings",
+    "adding_a_solver", "bare", "budgets", "catalogue", "coupled", "damaged_files", "density", "devices", "docs",
+    "docstrings",
     "ends_and_grids", "face", "faults", "fuzz", "identity", "independence", "law", "layout", "loops",
     "mutation_tool", "orders", "paper_algorithms", "refusals", "repeats", "values",
 }  # fmt: skip

@@ -244,4 +244,4 @@ def from_azula(denoiser: Callable[..., _Posterior]) -> tuple[Score, LinearSDE]:
     if not callable(schedule):
         raise TypeError(f"a denoiser of azula has a schedule, got {described(denoiser)}")
     sde = LinearSDE.from_schedule(lambda t: schedule(t)[0], lambda t: schedule(t)[1], T=1.0, eps=0.0)
-    return from_denoiser(with_output(denoiser, lambda out, x: out.mean), sde), sde
+    return from_denoiser(with_output(denoiser, lambda out, x: out.mean), sde, bare=False), sde

@@ -24,6 +24,7 @@ from sgm_sde.sampling.defaults import Setting, default_setting
 from sgm_sde.sampling.planning import FINALS
 from sgm_sde.sampling.stepping import Stepper, require_output, require_steppable, stepper
 from sgm_sde.schemes import TCD, Consistency, Solver, resolve
+from sgm_sde.scores.score import taken_for_bare
 
 SAME_TIMESTEP = 1e-6  # timesteps closer than this share of the largest are one, in single precision
 OWN = "_sgm_sde"  # our options in a saved configuration; other schedulers leave private entries alone
@@ -390,7 +391,11 @@ class SolverScheduler:
         if self.solver is not None:
             return self.solver
         trained_with = str(self._convention.config.get("_class_name"))
-        return FEW_STEPS.get(trained_with) or default_setting(self._convention.sde, nfe)
+        few_steps = FEW_STEPS.get(trained_with)
+        if few_steps is not None:
+            return few_steps
+        sde = self._convention.sde
+        return default_setting(sde, nfe, bare=taken_for_bare(self._convention.prediction, sde))
 
     def _distilled(self, solver: Solver | Setting, asked: int | None, given: bool) -> Distilled | None:
         """The timesteps of a distillation, for solvers of few steps whose grid is left to them."""

@@ -65,6 +65,7 @@ def default_candidates(
     coupled: bool = False,
     guided: bool = False,
     tilted: bool = False,
+    bare: bool = False,
     jumps: Sequence[float] = (),
 ) -> tuple[Setting, ...]:
     """Default candidates of `pilot` at a budget, those of all budgets if none is given.
@@ -81,6 +82,8 @@ def default_candidates(
         coupled: whether they are for a flow of coupled pairs, whose defaults are then among them.
         guided: whether they are for a guided score, whose default is then among them.
         tilted: whether they are for a score with an added gradient, whose default is then among them.
+        bare: whether they are for a network that predicts the data without a skip connection, whose defaults are then
+            among them.
         jumps: noise levels at which the score jumps; the default for such a score is then among them.
 
     Raises:
@@ -93,7 +96,8 @@ def default_candidates(
     jumps = levels_of("jumps", jumps)
     if nfe is None:
         by_budget = (
-            default_candidates(calls, data_std, coupled, guided, tilted, jumps) for calls in (SOME - 1, SOME, MANY)
+            default_candidates(calls, data_std, coupled, guided, tilted, bare, jumps)
+            for calls in (SOME - 1, SOME, MANY)
         )
         return tuple(dict.fromkeys(itertools.chain.from_iterable(by_budget)))
     nfe = check_integer("nfe", nfe)
@@ -101,10 +105,13 @@ def default_candidates(
 
     of_sample = settings(data.std)
     found = [*of_sample, *map(on_table, of_sample)]
+    if flag("bare", bare):
+        found += settings(data.std, bare)
     if flag("coupled", coupled):
         found += straight_settings(data.std)
     if flag("guided", guided) or jumps:
-        found += [*guided_settings(data.std), *(with_room(one, nfe) for one in guided_settings(data.std, jumps))]
+        plain = guided_settings(data.std, bare=bare)
+        found += [*plain, *(with_room(one, nfe) for one in guided_settings(data.std, jumps, bare))]
     if flag("tilted", tilted):
         found += [with_room(one, nfe) for one in tilted_settings(data.std, jumps)]
     for solvers, rules in data.at(nfe):

@@ -46,6 +46,11 @@ NO_SIGNAL_TILTED = 1.0  # an added gradient may be several times the noise, wher
 EVEN_DEEP = 70.0  # calls from which on steps where networks see nothing but noise are as long as others
 FEWEST_ENTRIES = 8  # of a table, below which its times alone are too few steps
 ANOTHER_SCALE = 1.01  # of states, between one entry of a table and the next
+# Networks that predict the data without a skip connection: the last level of each setting, and the share of the density
+# of levels that is left out near the data, where their samples still change.
+BARE_LAST = (0.75, 0.25, 0.15, 0.3)
+BARE_CLEAN = 0.1
+BARE_GUIDED = 0.06  # of the last level of other guided scores
 TILTED_LAST = (12.0, 20.0, 30.0, 60.0)  # factors of the last level, from 6, 10, 16 and 30 calls on
 EVEN_TILTED = 40  # calls from which on steps are short enough for a corrector beside an added gradient
 FINAL_NODES = 3  # data estimates that a sample is made from below MANY calls
@@ -53,6 +58,7 @@ FINAL_NODES = 3  # data estimates that a sample is made from below MANY calls
 BELOW_START = 4.0
 ABOVE_END = 5.0
 PRIOR_OVER_DATA = 2000.0  # VESDE's prior for images of 1024 x 1024 pixels has 1348
+DATA_OVER_END = 1000.0  # EDM has 250; a process that goes further down is not for wide data alone
 NARROWEST = 1 / FAR  # scale of data
 WIDEST = FAR / 10  # scale of data, so that levels of noise that solvers take are above it
 
@@ -154,14 +160,16 @@ def adams_near_noise(
     return replace(corrected, final_nodes=final_nodes, name=corrected.name + ending)
 
 
-def settings(data_std: float = 1.0) -> tuple[Setting, ...]:
+def settings(data_std: float = 1.0, bare: bool = False) -> tuple[Setting, ...]:
     """The settings for the fewest network calls, few, some and many, on data of a scale.
 
     Args:
         data_std: the scale.
+        bare: whether they are for a network that predicts the data without a skip connection.
 
     Raises:
         ValueError: for a scale below 1e-6 or above 100 000.
+        TypeError: for a `bare` that is not True or False.
 
     Examples:
         >>> len(settings(0.1))
@@ -175,41 +183,60 @@ def settings(data_std: float = 1.0) -> tuple[Setting, ...]:
     of_fewest = replace(of_few, even=45.0, last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2)
     of_some = replace(of_few, even=30.0, last=5.0, near_noise=-3.0, clean=0.6)
     of_many = Thinned(even_deep=EVEN_DEEP, last=3.0, near_data=3.0, data_std=data_std)
-    return Setting(fewest, of_fewest), Setting(few, of_few), Setting(some, of_some), Setting(many, of_many)
+    grids = [of_fewest, of_few, of_some, of_many]
+    if flag("bare", bare):
+        grids = [replace(grid, last=last, clean=BARE_CLEAN) for grid, last in zip(grids, BARE_LAST, strict=True)]
+
+    solvers = (fewest, few, some, many)
+    return tuple(Setting(solver, grid) for solver, grid in zip(solvers, grids, strict=True))
 
 
-def guided_settings(data_std: float = 1.0, jumps: Sequence[float] = ()) -> tuple[Setting, ...]:
-    """The settings for guided scores on data of a scale: below 11 calls, and from 11 and 30 calls on.
+def guided_settings(data_std: float = 1.0, jumps: Sequence[float] = (), bare: bool = False) -> tuple[Setting, ...]:
+    """The settings for guided scores on data of a scale: below 9 calls, and from 9, 11 and 30 calls on.
 
     Strong guidance makes the flow stiff, where methods through many evaluations are not stable: more calls err more.
-    Below 11 calls these go through one evaluation and correct through two, from there on through two and three. Where
-    the score jumps they start anew, and go through one and two up to 29 calls.
+    Below 9 calls steps are so long that a corrector throws samples out, and these go through two evaluations without
+    one; up to 10 calls through one evaluation, corrected through two, from there on through two and three. Where the
+    score jumps they start anew, and go through one and two up to 29 calls.
 
     Args:
         data_std: the scale.
         jumps: noise levels at which the score jumps.
+        bare: as for `settings`.
 
     Raises:
         ValueError: for a scale below 1e-6 or above 100 000.
+        TypeError: for a `bare` that is not True or False.
 
     Examples:
         >>> [setting.solver.nodes for setting in guided_settings()]
-        [1, 2, 2]
+        [2, 1, 2, 2]
     """
     jumps = levels_of("jumps", jumps)
     _, of_few, of_some, _ = (setting.grid for setting in settings(data_std))
     assert isinstance(of_few, Thinned) and isinstance(of_some, Thinned)
     stiff = replace(of_some, even=100.0, last=10.0, clean=0.8)
 
+    lowest = adams_near_noise(2, 0, data_std, centred_below=CENTRED_GUIDED, lower_final=False, final_nodes=FINAL_NODES)
     low = adams_near_noise(1, 2, data_std, centred_below=CENTRED_GUIDED, lower_final=False, final_nodes=FINAL_NODES)
     some = adams_near_noise(2, 3, data_std, centred_below=CENTRED_GUIDED, final_nodes=FINAL_NODES)
     many = adams_near_noise(2, 3, data_std, final_nodes=FINAL_NODES)
 
     if jumps:
-        chosen = [(low, stiff), (low, stiff), (many, stiff)]
+        early = (low, stiff)
+        late = (many, stiff)
+        chosen = [early, early, early, late]
     else:
-        chosen = [(low, replace(of_few, even=30.0)), (some, stiff), (many, replace(of_some, even=45.0))]
-    return tuple(across(Setting(solver, grid), jumps) for solver, grid in chosen)
+        of_few = replace(of_few, even=30.0)
+        of_lowest = replace(of_few, last=5.0, near_noise=-4.0)
+        of_many = replace(of_some, even=45.0)
+        chosen = [(lowest, of_lowest), (low, of_few), (some, stiff), (many, of_many)]
+
+    solvers = [solver for solver, _ in chosen]
+    grids = [grid for _, grid in chosen]
+    if flag("bare", bare):
+        grids = [replace(grid, last=BARE_GUIDED * grid.last) for grid in grids]
+    return tuple(across(Setting(solver, grid), jumps) for solver, grid in zip(solvers, grids, strict=True))
 
 
 def tilted_settings(data_std: float = 1.0, jumps: Sequence[float] = ()) -> tuple[Setting, ...]:
@@ -330,7 +357,8 @@ GUIDED = guided_settings()
 TILTED = tilted_settings()
 BOUNDS = (FEW, SOME, MANY)
 STIFF = 11  # calls from which on guided scores are taken through two evaluations
-GUIDED_BOUNDS = (STIFF, MANY)
+CORRECTED = 9  # calls from which on their steps are short enough for a corrector
+GUIDED_BOUNDS = (CORRECTED, STIFF, MANY)
 TILTED_BOUNDS = (FEW, 10, SOME, MANY, EVEN_TILTED)
 
 
@@ -398,6 +426,7 @@ def default_setting(
     coupled: bool = False,
     guided: bool = False,
     tilted: bool = False,
+    bare: bool = False,
     jumps: Sequence[float] = (),
 ) -> Setting:
     """The solver and grid that `sample` takes when none is named, by the budget of network calls.
@@ -409,10 +438,10 @@ def default_setting(
     once, unless the end is given. All of it was chosen on half of the test beds of `python -m benchmarks.defaults`,
     which prints what it reaches on the other half, and on networks of other recipes.
 
-    Guidance makes the flow stiff: for a guided score it is Adams' method through one evaluation, corrected through two,
-    and from 11 calls on through two and three. Where the score jumps, at the ends of an interval of guidance, there are
-    nodes, at which the method starts anew, and it goes through one up to 29 calls. Chosen on half of the cells of
-    `python -m benchmarks.guided_defaults`.
+    Guidance makes the flow stiff: for a guided score it is Adams' method through two evaluations without a corrector,
+    from 9 calls on through one, corrected through two, and from 11 calls on through two and three. Where the score
+    jumps, at the ends of an interval of guidance, there are nodes, at which the method starts anew, and it goes through
+    one up to 29 calls. Chosen on half of the cells of `python -m benchmarks.guided_defaults`.
 
     Gradients of a function of x, a classifier or reward, make it stiff near pure noise as well: for a score that one
     has been added to it is Euler's step in the logarithm of the noise level, and from 40 calls on corrected. Chosen on
@@ -421,6 +450,9 @@ def default_setting(
     On a table whose states at one entry are of another scale than at the next, as NCSN's, the network is called at
     entries, and at the grid's end, up to three times for each (`Thinned(on_table=True)`): the budget, or `steps`, may
     then not be used up.
+
+    Samples of a network that predicts the data without a skip connection change down to the least noise, and so its
+    levels go further down.
 
     Where a given time has no finite log-SNR (alpha = 0 or sigma = 0), the default is Adams' method in the coordinates
     of rectified flow on the process' own grid. For flows of coupled pairs it is that method with a corrector on
@@ -440,6 +472,7 @@ def default_setting(
         coupled: whether the network is a flow of coupled pairs of data and noise, as the score says.
         guided: whether guidance has changed the score, as the score says.
         tilted: whether the gradient of a function has been added to it, as the score says.
+        bare: whether the network predicts the data without a skip connection, as the score says; see `from_denoiser`.
         jumps: noise levels sigma / alpha at which the score jumps, as it says.
 
     Raises:
@@ -459,6 +492,7 @@ def default_setting(
     coupled = flag("coupled", coupled)
     guided = flag("guided", guided)
     tilted = flag("tilted", tilted)
+    bare = flag("bare", bare)
     jumps = levels_of("jumps", jumps)
     if data_std is not None:
         data_std = number("data_std", data_std, least=NARROWEST, most=WIDEST)
@@ -470,7 +504,18 @@ def default_setting(
     elif not has_scalar_marginal(sde):
         chosen = Setting("heun2")
     else:
-        chosen = with_room(_linear_setting(sde, budget, times, data_std, coupled, guided, tilted, jumps), budget)
+        setting = _linear_setting(
+            sde,
+            budget,
+            times,
+            data_std,
+            coupled=coupled,
+            guided=guided,
+            tilted=tilted,
+            bare=bare,
+            jumps=jumps,
+        )
+        chosen = with_room(setting, budget)
         chosen = chosen if t_end is None else _to_a_given_end(chosen)
     return Setting(chosen.solver, chosen.grid, nfe)
 
@@ -483,6 +528,7 @@ def _linear_setting(
     coupled: bool,
     guided: bool,
     tilted: bool,
+    bare: bool,
     jumps: tuple[float, ...],
 ) -> Setting:
     """The setting for a process of noise levels, to an end that is not given."""
@@ -493,7 +539,7 @@ def _linear_setting(
     if coupled:
         few, more = straight_settings(data_std)
         return across(few if budget < OF_THREE else more, jumps)
-    setting = _by_budget(budget, data_std, guided, tilted, jumps)
+    setting = _by_budget(budget, data_std, guided, tilted, bare, jumps)
     return on_table(setting) if _scales_of_a_table(sde) else setting
 
 
@@ -523,21 +569,26 @@ def _require_levels(sde: SDE, times: Sequence[float], options: Mapping[str, obje
         raise ValueError(f"{given} changes nothing for a run from or to t={t}, where log-SNR is infinite: leave it out")
 
 
-def _by_budget(budget: int, data_std: float, guided: bool, tilted: bool, jumps: tuple[float, ...]) -> Setting:
+def _by_budget(
+    budget: int, data_std: float, guided: bool, tilted: bool, bare: bool, jumps: tuple[float, ...]
+) -> Setting:
     """The setting for a budget, on data of a scale."""
     if tilted:
         by_budget = tilted_settings(data_std, jumps) if jumps or data_std != 1 else TILTED
         return by_budget[bisect_right(TILTED_BOUNDS, budget)]
     if guided or jumps:
-        by_budget = guided_settings(data_std, jumps) if jumps or data_std != 1 else GUIDED
+        by_budget = guided_settings(data_std, jumps, bare) if jumps or bare or data_std != 1 else GUIDED
         return by_budget[bisect_right(GUIDED_BOUNDS, budget)]
-    by_budget = settings(data_std) if data_std != 1 else SETTINGS
+    by_budget = settings(data_std, bare) if data_std != 1 or bare else SETTINGS
     return by_budget[bisect_right(BOUNDS, budget)]
 
 
 @cached(maxsize=64)
 def scale_of_data(sde: SDE) -> float:
     """The scale of data nearest to 1 that the noise levels of a linear process are made for, to one digit.
+
+    Noise far above data of scale 1 tells that they are wider where the process ends far above them, too: one from
+    100 000 to 1e-8 may be for any.
 
     Raises:
         TypeError: for something that is no process, or one with a matrix.
@@ -549,7 +600,9 @@ def scale_of_data(sde: SDE) -> float:
     """
     require_sde(sde)
     start, end = sde.nodes((sde.T, sde.eps))
-    least = max(ABOVE_END * end.noise_level, sde.prior_std / PRIOR_OVER_DATA)
+    by_start = sde.prior_std / PRIOR_OVER_DATA
+    by_end = DATA_OVER_END * end.noise_level
+    least = max(ABOVE_END * end.noise_level, min(by_start, by_end))
     most = min(start.noise_level / BELOW_START, WIDEST)
     return max(float(f"{min(max(1.0, least), most):.1g}"), NARROWEST)
 

@@ -93,7 +93,7 @@ class Oracle(Constructed, ABC):
         """
         if has_matrix_marginal(sde):
             return DenoiserScore(_OfObservation(self), sde)
-        return Score(_Denoiser(self, sde), sde, "data")
+        return Score(_Denoiser(self, sde), sde, "data", bare=False)
 
     def _require_event(self, x: Tensor) -> None:
         require_floating("x", x)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sgm_sde._utils.autograd import require_asked
+from sgm_sde._utils.cache import cached
 from sgm_sde._utils.checks import (
     described,
     flag,
@@ -36,8 +37,11 @@ from sgm_sde.scores.time_labels import TimeLabel, require_label
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from sgm_sde.processes import LinearSDE
+
 
 Network = Callable[..., Tensor]  # net(x, label, **kwargs): its output (B, *) at states (B, *) and labels (B,)
+FADED = 0.5  # of alpha at eps, by which alpha at T is smaller where the signal fades
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -46,6 +50,12 @@ class ScoreOptions(TypedDict, total=False):
     time_label: TimeLabel | None
     input_scale: Callable[[Tensor], Tensor] | None
     dtype: torch.dtype | None
+
+
+class DenoiserOptions(ScoreOptions, total=False):
+    """Options of a denoiser's interface; see `from_denoiser`."""
+
+    bare: bool | None
 
 
 class FlowOptions(ScoreOptions, total=False):
@@ -60,6 +70,7 @@ class Traits(TypedDict, total=False):
     coupled: bool
     guided: bool
     tilted: bool
+    bare: bool
     jumps: tuple[float, ...]
 
 
@@ -79,6 +90,7 @@ class Score(Value, ReachesNetwork):
         dtype: what x is cast to for the call; the dtype of the network's first floating-point parameter if it
             has one. The state stays as it is, at least float32.
         coupled: whether a flow was trained on pairs of data and noise that were coupled; see `from_flow`.
+        bare: whether a network that predicts the data has no skip connection; see `from_denoiser`.
 
     Attributes:
         branches: rows of the network that one sample takes in a call, at most: more than 1 for guided scores.
@@ -86,9 +98,9 @@ class Score(Value, ReachesNetwork):
         parts: scores that it is made of, none for that of a network.
 
     Raises:
-        ValueError: for a prediction of another name, and pairs that were coupled for another prediction than a flow; at
-            a call, if the output is not floating-point of the shape of x, or x was changed in place, or where coupled
-            pairs give no score.
+        ValueError: for a prediction of another name, pairs that were coupled for another prediction than a flow, and
+            a `bare` for another than the data; at a call, if the output is not floating-point of the shape of x, or x
+            was changed in place, or where coupled pairs give no score.
         TypeError: if the prediction needs a process with alpha(t) and sigma(t) and there is none; for a network that
             does not take state and time by position.
 
@@ -115,6 +127,7 @@ class Score(Value, ReachesNetwork):
         input_scale: Callable[[Tensor], Tensor] | None = None,
         dtype: torch.dtype | None = None,
         coupled: bool = False,
+        bare: bool | None = None,
     ) -> None:
         require_network(net)
         if isinstance(net, Score) and prediction != "score":
@@ -132,6 +145,10 @@ class Score(Value, ReachesNetwork):
         self._coupled = flag("coupled", coupled)
         if coupled and prediction != "flow":
             raise ValueError(f"coupled=True is of flows, got a network that predicts {prediction}: leave it out")
+
+        self._bare = None if bare is None else flag("bare", bare)
+        if bare is not None and prediction != "data":
+            raise ValueError(f"bare={bare} is of denoisers, got a network that predicts {prediction}: leave it out")
 
         self.net = net
         self.sde = sde
@@ -170,6 +187,15 @@ class Score(Value, ReachesNetwork):
         return any(part.tilted for part in self.parts)
 
     @property
+    def bare(self) -> bool:
+        """True for a network that predicts the data without a skip connection, and what is made of one."""
+        if self.parts:
+            return any(part.bare for part in self.parts)
+        if self._bare is not None:
+            return self._bare
+        return self.input_scale is None and taken_for_bare(self.prediction, self.sde)
+
+    @property
     def jumps(self) -> tuple[float, ...]:
         """Noise levels sigma / alpha at which it is known to jump: the ends of intervals of guidance, falling."""
         found = {level for part in self.parts for level in part.jumps}
@@ -178,7 +204,13 @@ class Score(Value, ReachesNetwork):
     @property
     def traits(self) -> Traits:
         """Those that the default solver depends on."""
-        return {"coupled": self.coupled, "guided": self.guided, "tilted": self.tilted, "jumps": self.jumps}
+        return {
+            "coupled": self.coupled,
+            "guided": self.guided,
+            "tilted": self.tilted,
+            "bare": self.bare,
+            "jumps": self.jumps,
+        }
 
     @property
     def null_label(self) -> object:
@@ -199,7 +231,12 @@ class Score(Value, ReachesNetwork):
         return None if parameter is None else parameter.dtype
 
     def _held(self) -> dict[str, object]:
-        return {"coupled": True} if self._coupled else {}
+        held: dict[str, object] = {}
+        if self._coupled:
+            held["coupled"] = True
+        if self._bare is not None:
+            held["bare"] = self._bare
+        return held
 
     def _written(self, writer: Writer, above: tuple[int, ...]) -> dict[str, object]:
         """Prediction, time label, scales, and the network or scores inside."""
@@ -233,7 +270,7 @@ class Score(Value, ReachesNetwork):
 
     def _with(self, net: Network, dtype: torch.dtype | None) -> Score:
         options = {"time_label": self.time_label, "input_scale": self.input_scale}
-        return Score(net, self.sde, self.prediction, dtype=dtype, coupled=self._coupled, **options)
+        return Score(net, self.sde, self.prediction, dtype=dtype, coupled=self._coupled, bare=self._bare, **options)
 
     @property
     def is_density(self) -> bool:
@@ -349,6 +386,18 @@ class Score(Value, ReachesNetwork):
         return f"Score({name} predicts {self.prediction}, {self.sde!r})"
 
 
+def taken_for_bare(prediction: str, sde: SDE) -> bool:
+    """True for networks that mostly have no skip connection: that predict the data where the signal fades."""
+    return prediction == "data" and has_scalar_marginal(sde) and _fades(sde)
+
+
+@cached(maxsize=64)
+def _fades(sde: LinearSDE) -> bool:
+    """True where alpha falls, as on VP and rectified flow, and not the noise alone grows, as on EDM and VE."""
+    start, end = sde.nodes((sde.T, sde.eps))
+    return start.alpha < FADED * end.alpha
+
+
 def _require_state_first(x: object) -> None:
     """Raise TypeError unless the state is a tensor of at least one dimension, as times in its place may not be."""
     if not isinstance(x, Tensor) or x.ndim == 0:
@@ -403,14 +452,20 @@ def from_noise(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score
     return Score(net, sde, "noise", **options)
 
 
-def from_denoiser(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
+def from_denoiser(net: Network, sde: SDE, **options: Unpack[DenoiserOptions]) -> Score:
     r"""A score from a network that predicts the data: $s = (\alpha D - x)/\sigma^2$.
+
+    A bare network makes its estimate anew at every noise level. Near the data it is off by more than the noise there,
+    and samples still change down to the least level. With a skip connection, as EDM's preconditioning has, its estimate
+    is the state itself there, up to the noise, and so is an exact mean of the data. The default solver depends on it.
 
     Args:
         net: `net(x, label, **kwargs)`.
         sde: the process to run. A network trained in EDM's coordinates runs on any linear process with
             `time_label=time_labels.noise_level(sde)` and `input_scale=lambda t: 1 / sde.alpha(t)`.
-        options: `time_label`, `input_scale`, `dtype`; see `Score`.
+        options: `time_label`, `input_scale`, `dtype`; see `Score`; and `bare`, whether it has no skip connection. If
+            not given, it is bare where alpha falls (VP, rectified flow), unless it has an `input_scale`, and not on EDM
+            and VE.
 
     Raises:
         TypeError, ValueError: as `Score` does.
@@ -423,7 +478,7 @@ def from_denoiser(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Sc
         >>> score(torch.ones(1, 2), 2.0)
         tensor([[-0.2000, -0.2000]])
     """
-    known_arguments("from_denoiser", options, ScoreOptions.__annotations__, OF_SCORES)
+    known_arguments("from_denoiser", options, DenoiserOptions.__annotations__, OF_SCORES)
     return Score(net, sde, "data", **options)
 
 

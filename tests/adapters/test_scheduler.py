@@ -64,13 +64,15 @@ def test_settings_of_the_scheduler() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a network of no data
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
 @pytest.mark.parametrize("n", [9, 12])
-def test_defaults_of_the_scheduler(n: int) -> None:
+def test_defaults_of_the_scheduler(n: int, prediction: str) -> None:
     """Without a solver, grid and seed: those of `sample`, on both sides of where the default changes its solver."""
     x_T = noise(1, (3, 4))
-    score, sde = from_diffusers(network, DDPM)
+    config = {**DDPM, "prediction_type": prediction}
+    score, sde = from_diffusers(network, config)
 
-    scheduler = SolverScheduler(DDPM)
+    scheduler = SolverScheduler(config)
     scheduler.set_timesteps(n)
     res = sg.sample(score, sde, x_T=x_T, nfe=n)
     assert res.times[0] == sde.T

@@ -71,15 +71,15 @@ def test_more_calls_err_less_under_strong_guidance(sde: sg.LinearSDE) -> None:
     assert found[2] < 1e-3
 
 
-@pytest.mark.parametrize("nfe", [8, 10])
 @pytest.mark.parametrize("sde", PROCESSES, ids=str)
-def test_few_calls_under_strong_guidance_go_through_one_evaluation(sde: sg.LinearSDE, nfe: int) -> None:
-    """Through two they are off by more; from 11 calls on steps are short enough."""
+def test_few_calls_under_strong_guidance_have_no_corrector(sde: sg.LinearSDE) -> None:
+    """Up to 8 calls it throws samples out; up to 10 a step through two evaluations does, with one."""
     score = guided(sde, scale=7.5)
-    low, some, _ = sg.defaults.GUIDED
-    assert sg.defaults.default_setting(sde, nfe, guided=True).plain == low
-    assert sg.defaults.default_setting(sde, 11, guided=True).plain == some
-    assert error(score, nfe) < error(score, nfe, some)
+    lowest, low, some, _ = sg.defaults.GUIDED
+    chosen = [sg.defaults.default_setting(sde, nfe, guided=True).plain for nfe in (8, 9, 10, 11)]
+    assert chosen == [lowest, low, low, some]
+    assert error(score, 7) < 0.4 * error(score, 7, low)
+    assert error(score, 10) < error(score, 10, some)
 
 
 @pytest.mark.parametrize("sde", PROCESSES, ids=str)
@@ -220,13 +220,19 @@ def test_the_ends_of_a_grid_stay_where_they_are(steps: int) -> None:
 def test_scores_tell_where_they_jump_and_whether_they_are_guided() -> None:
     sde = sg.EDMSDE()
     plain = guided(sde).parts[0]
-    assert plain.traits == {"coupled": False, "guided": False, "tilted": False, "jumps": ()}
+    assert plain.traits == {"coupled": False, "guided": False, "tilted": False, "bare": False, "jumps": ()}
     assert guided(sde, INTERVAL, scale=1.0).traits == plain.traits
-    assert guided(sde).traits == {"coupled": False, "guided": True, "tilted": False, "jumps": ()}
+    assert guided(sde).traits == {"coupled": False, "guided": True, "tilted": False, "bare": False, "jumps": ()}
     assert guided(sde, (0.0, math.inf)).jumps == ()
 
     score = Weakened(guided(sde, INTERVAL), plain, 2.0, interval=(0.3, 1.0))
-    assert Thresholded(score).traits == {"coupled": False, "guided": True, "tilted": False, "jumps": (5.0, 1.0, 0.3)}
+    assert Thresholded(score).traits == {
+        "coupled": False,
+        "guided": True,
+        "tilted": False,
+        "bare": False,
+        "jumps": (5.0, 1.0, 0.3),
+    }
 
 
 @pytest.mark.parametrize("nfe", [5, 8, 20, 50])
@@ -305,7 +311,7 @@ def test_rewards_that_draw_states_together_near_pure_noise(nfe: int) -> None:
 
 def test_scores_tell_that_a_gradient_was_added() -> None:
     score = rewarded(1.0)
-    assert score.traits == {"coupled": False, "guided": True, "tilted": True, "jumps": ()}
+    assert score.traits == {"coupled": False, "guided": True, "tilted": True, "bare": False, "jumps": ()}
     assert Thresholded(score).tilted
     assert not rewarded(0.0).tilted
 
@@ -319,7 +325,7 @@ def test_a_classifier_s_gradient_falls_with_the_signal(nfe: int) -> None:
     classifier = sg.guidance.from_classifier(lambda x, t: mixture.responsibilities(x, sde, t).log())
     score = Classifier(mixture.score(sde), classifier, 3.0)
     labels = {"y": torch.zeros(32, dtype=torch.long)}
-    assert score.traits == {"coupled": False, "guided": True, "tilted": False, "jumps": ()}
+    assert score.traits == {"coupled": False, "guided": True, "tilted": False, "bare": False, "jumps": ()}
 
     x = sde.prior_sample((32, 2), seed=0, dtype=F64)
     exact = sg.sample(score, sde, x_T=x, solver="dpm++3m", grid="log-snr", nfe=400, model_kwargs=labels).x

@@ -142,6 +142,36 @@ def test_the_scale_is_that_of_the_process() -> None:
     assert "data_std=" in words_if_wide(samples, 10, sg.EDMSDE())
 
 
+@pytest.mark.parametrize(
+    ("sde", "scale"),
+    [
+        (sg.EDMSDE(10.0, 400_000.0), 200.0),
+        (sg.EDMSDE(0.255, 10_200.0), 5.0),
+        (sg.EDMSDE(0.002, 10_000.0), 2.0),
+        (sg.EDMSDE(1e-8, 1e5), 1.0),
+        (sg.VESDE(1e-4, 5000.0), 1.0),
+    ],
+    ids=str,
+)
+def test_data_are_wide_where_both_ends_say_so(sde: sg.LinearSDE, scale: float) -> None:
+    """A process from far above any data to far below them says nothing of their scale."""
+    assert scale_of_data(sde) == scale
+
+
+@pytest.mark.parametrize("nfe", [5, 8, 12])
+def test_enormous_ranges_of_noise_are_no_reason_to_err_more_than_ddim(nfe: int) -> None:
+    sde = sg.EDMSDE(1e-8, 1e5)
+    means = torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.0, -1.5]], dtype=F64)
+    score = sg.oracles.GaussianMixture(means, torch.tensor([0.1, 0.3, 0.05], dtype=F64)).score(sde)
+    x_T = sde.prior_sample((32, 2), seed=0, dtype=F64)
+    exact = sg.sample(score, sde, x_T=x_T, solver="dpm++3m", grid="log-snr", nfe=300).x
+
+    def error(solver: str | None, grid: str | None = None) -> float:
+        return float((sg.sample(score, sde, x_T=x_T, solver=solver, grid=grid, nfe=nfe).x - exact).square().mean())
+
+    assert error(None) < 0.5 * min(error("ddim"), error("ddim", "log-snr"))
+
+
 @pytest.mark.parametrize("sde", ["vp", sg.CLD()], ids=["a name", "a matrix"])
 def test_only_processes_with_noise_levels_are_made_for_a_scale(sde: Any) -> None:
     with pytest.raises(TypeError, match=r"must be a forward process|needs noise_level"):
