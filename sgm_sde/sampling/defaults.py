@@ -48,7 +48,7 @@ FEWEST_ENTRIES = 8  # of a table, below which its times alone are too few steps
 ANOTHER_SCALE = 1.01  # of states, between one entry of a table and the next
 # Networks that predict the data without a skip connection: the last level of each setting, and the share of the density
 # of levels that is left out near the data, where their samples still change.
-BARE_LAST = (0.75, 0.25, 0.15, 0.3)
+BARE_LAST = (1.5, 0.25, 0.15, 0.3)
 BARE_CLEAN = 0.1
 BARE_GUIDED = 0.06  # of the last level of other guided scores
 TILTED_LAST = (12.0, 20.0, 30.0, 60.0)  # factors of the last level, from 6, 10, 16 and 30 calls on
