@@ -158,7 +158,8 @@ def find_modes(
     SciPy's L-BFGS-B on the sum over the batch, whose terms do not depend on one another. For a network's posterior the
     density is `lambda x: sg.log_prob(score, sde, x, enable_grad=True, ...).value`, on a grid of its own
     (`method=FixedGrid(96)`), so that it is one smooth function; with random traces give a seed. Start from samples:
-    far from the modes a grid's error may have maxima of its own, of which `error` there tells.
+    far from the modes a grid's error may have maxima of its own, of which `error` there tells. A start without a
+    gradient, midway between two modes, stays where it is.
 
     Args:
         log_density: from points (B, *) to log-densities (B,), differentiable.

@@ -30,9 +30,7 @@ BOUNDED = 2.3  # standard deviations of an error of which so few changes tell th
 FALLS = 2  # power of the step with which what kinks leave falls
 SMOOTHER = 1 / 20  # the same of what only looks like kinks, where an integrand was not resolved and now is
 FEW = 0.1  # share of what kinks leave in the rest of the error below which there are none
-CONVERGES = (
-    4  # power of the step, less than what the order promises, with which the error falls, where a change tells it
-)
+CONVERGES = 4  # power of the step with which the error falls where a change tells it: less than the order promises
 UNSEEN = 0.5  # of the error of the grid before, of what is faster than both
 FINER = 1 / 10  # of the tolerance, of which an adaptive solver's next run is
 # Of an adaptive solver's steps, in units of the error that is asked of the value.
