@@ -83,9 +83,9 @@ def lost_share(call: Callable[[Tensor], Tensor], x: Tensor, z: Tensor, sigma: fl
     Examples:
         >>> x = torch.linspace(-1.0, 1.0, 6)[:, None]
         >>> z = torch.ones_like(x)
-        >>> shares = [lost_share(net, x, z, 0.1) for net in (torch.exp, lambda x: x + 0.5 * x.detach())]
+        >>> shares = [lost_share(net, x, z, 1.0) for net in (torch.exp, lambda x: x + 0.5 * x.detach())]
         >>> [round(share, 2) for share in shares]
-        [0.0, 0.32]
+        [0.0, 0.29]
     """
     h = SMOOTHED * sigma
     with torch.enable_grad():

@@ -141,7 +141,8 @@ def test_misuse() -> None:
     parallel = sg.Execution(parallel=4)
     with pytest.raises(ValueError, match="a callback may stop a run"):
         sg.sample(score, sg.VPSDE(), (2, 2), nfe=5, execution=parallel, record=sg.Record(callback=lambda info: None))
-    until = sg.Execution(until=sg.sampling.planning.plan(sg.VPSDE(), nfe=5)[1].times[2])
+    _, grid, _ = sg.sampling.planning.plan(sg.VPSDE(), nfe=5, **score.traits)
+    until = sg.Execution(until=grid.times[2])
     stopped = sg.sample(score, sg.VPSDE(), (2, 2), nfe=5, seed=0, execution=until)
     with pytest.raises(ValueError, match="resume= takes one step after the other"):
         sg.sample(score, sg.VPSDE(), resume=stopped, execution=parallel)
