@@ -50,7 +50,7 @@ class HeldOutRuns:
         dtype: of samples.
 
     Attributes:
-        surer: ends of exact trajectories by more calls, by place, which budgets share.
+        surely_known: the held-out noises (N,), as truth values, of which exact samples by more calls are there.
     """
 
     def __init__(self, flow: Flow, exact: Exact, dtype: torch.dtype) -> None:
@@ -60,7 +60,8 @@ class HeldOutRuns:
         self.dtype = dtype
         self.noises = range(n)
         self.held = range(n, n + len(exact.of_held))
-        self.surer: dict[int, Tensor] = {}
+        self._surer_ends = torch.full_like(exact.held, math.nan)  # which budgets share
+        self.surely_known = torch.zeros(len(exact.held), dtype=torch.bool)
 
     @property
     def comparison(self) -> Comparison:
@@ -151,18 +152,18 @@ class HeldOutRuns:
     def _surely(self, setting: Setting, here: Tensor, calls: int, n: int) -> Tensor:
         """Mean squares of a setting's errors on some of the held-out noises, by exact samples of so many calls."""
         (places,) = here.cpu().nonzero(as_tuple=True)
-        noises = self.held.start + places
-        exact_ends = self._surer(noises.tolist(), calls)
-        x = self.run(setting, noises, n)
+        exact_ends = self._surer(places, calls)
+        x = self.run(setting, self.held.start + places, n)
         return mean_squares(x, exact_ends)
 
-    def _surer(self, places: list[int], calls: int) -> Tensor:
-        """Ends (n, d) of exact trajectories by more calls, which are kept for other budgets."""
-        new = [place for place in places if place not in self.surer]
-        if new:
-            ends = self.flow.trajectories(torch.tensor(new), calls).end
-            self.surer.update(zip(new, ends, strict=True))
-        return torch.stack([self.surer[place] for place in places])
+    def _surer(self, places: Tensor, calls: int) -> Tensor:
+        """Ends (n, d) of exact trajectories by more calls, of held-out noises by their places (n,) among these."""
+        new = places[~self.surely_known[places]]
+        if len(new):
+            ends = self.flow.trajectories(self.held.start + new, calls).end
+            self._surer_ends[new.to(ends.device)] = ends
+            self.surely_known[new] = True
+        return self._surer_ends[places.to(self._surer_ends.device)]
 
     def inside(self, shelf: HeldOut, n: int) -> Callable[[HeldOut], bool]:
         """A test of a fit: that its samples from all held-out noises stay in the range of the exact ones, or of those

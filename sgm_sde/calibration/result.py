@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sgm_sde import grids, schemes
+from sgm_sde._utils.checks import instance_of
 from sgm_sde._utils.files import JsonMapping, JsonObject, file_to_write, parse_json, reading
 from sgm_sde.calibration.table import Calibrated, Table
 from sgm_sde.grids import GridRule
@@ -326,7 +327,14 @@ def as_calibrations(found: Calibration | Calibrations) -> Calibrations:
 
 
 def save_settings(found: Mapping[int, Setting], path: Path | str) -> None:
-    """Write settings by budget, such as those of `pilot`, as JSON, which `load_settings` reads."""
+    """Write settings by budget, such as those of `pilot`, as JSON, which `load_settings` reads.
+
+    Raises:
+        TypeError: for what is no setting.
+        OSError: if it cannot be written.
+    """
+    for one in found.values():
+        instance_of("each of the settings", one, Setting, "a Setting, as pilot finds it")
     budgets = [{"nfe": nfe, "solver": _written(one.solver), "grid": _written(one.grid)} for nfe, one in found.items()]
     contents = {"format": SETTINGS, "budgets": budgets}
     write_atomically(file_to_write(path), (json.dumps(contents, indent=1) + "\n").encode())
