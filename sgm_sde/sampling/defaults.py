@@ -182,7 +182,7 @@ def settings(data_std: float = 1.0, bare: bool = False) -> tuple[Setting, ...]:
     of_few = Thinned(even=16.0, even_deep=EVEN_DEEP, data_std=data_std, to_data=True)
     of_fewest = replace(of_few, even=45.0, last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2)
     of_some = replace(of_few, even=30.0, last=5.0, near_noise=-3.0, clean=0.6)
-    of_many = Thinned(even_deep=EVEN_DEEP, last=3.0, near_data=3.0, data_std=data_std)
+    of_many = replace(of_some, even=45.0, last=3.0, near_data=3.0, to_data=False)
     grids = [of_fewest, of_few, of_some, of_many]
     if flag("bare", bare):
         grids = [replace(grid, last=last, clean=BARE_CLEAN) for grid, last in zip(grids, BARE_LAST, strict=True)]
@@ -485,7 +485,7 @@ def default_setting(
         >>> print(default_setting(sg.VPSDE(), 12).grid)
         Thinned(even=16, even_deep=70, to_data=True)
         >>> print(default_setting(sg.VPSDE()).grid)
-        Thinned(even_deep=70, last=3, near_data=3)
+        Thinned(even_deep=70, last=3, near_noise=-3, near_data=3, clean=0.6)
     """
     require_sde(sde)
     budget = 50 if nfe is None else check_integer("nfe", nfe)
