@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ from sgm_sde._utils.checks import FAR, check_integer, described, flag, number, o
 from sgm_sde._utils.files import JsonMapping, JsonObject
 from sgm_sde._utils.shapes import expand
 from sgm_sde._utils.warn import warn
+from sgm_sde._utils.wrappers import unwrapped
 from sgm_sde.adapters.networks import SIGMA_MAX, SIGMA_MIN, with_output
 from sgm_sde.processes import EDMSDE, DiscreteVPSDE, LinearSDE, RectifiedFlowSDE, presets
 from sgm_sde.scores.guidance import Thresholded
@@ -26,6 +29,7 @@ PREDICTION_TYPES = {
 
 N_TIMESTEPS = 1000  # of diffusers' schedulers, where the configuration does not say
 CLIPPING = ("DDPM", "DDIM", "RePaint", "UnCLIP")  # whose clip_sample is true where the configuration does not say
+LEAST_SIGNAL = 2.0**-24  # alpha^2 at the end of a table of zero terminal signal-to-noise
 DEEP = -12.0  # log-SNR at the end of a table, from which on what a network errs near pure noise moves samples far
 
 
@@ -82,8 +86,7 @@ def convention(scheduler: Any, T: float | None = None, integer: bool = False) ->
     n = check_integer("num_train_timesteps", config.get("num_train_timesteps", N_TIMESTEPS))
     _refuse(name)
 
-    flows = name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction"
-    if flows or ("shift" in config and "beta_schedule" not in config):
+    if _is_flow(name, config):
         if config.get("invert_sigmas"):
             raise ValueError("invert_sigmas=True, a time from noise to data, is not read here: use from_flow_matching")
         if integer:
@@ -100,6 +103,24 @@ def convention(scheduler: Any, T: float | None = None, integer: bool = False) ->
     process = DiscreteVPSDE(_betas(name, config, n))
     label = ddpm(n, integer=integer)
     return Convention(config, process, prediction, label, split, is_flow=False, n=n, threshold=_threshold(name, config))
+
+
+def _is_flow(name: str, config: JsonMapping) -> bool:
+    """True for flow matching.
+
+    Raises:
+        ValueError: for a scheduler with a shift of which no more is known: its networks may run from noise to data.
+    """
+    if name.startswith(FLOWS) or config.get("prediction_type") == "flow_prediction":
+        return True
+    if "shift" not in config or "beta_schedule" in config:
+        return False
+    if "_class_name" in config:
+        raise ValueError(
+            f"{name} has a shift and says nothing about what its networks predict: if that is noise minus data at N t, "
+            f"as of FlowMatchEulerDiscreteScheduler, give its configuration with prediction_type='flow_prediction'"
+        )
+    return True
 
 
 def _threshold(name: str, config: JsonMapping) -> JsonMapping | None:
@@ -128,6 +149,9 @@ def _configuration(scheduler: Any) -> tuple[JsonObject, str]:
     return {**config, "_class_name": name}, name
 
 
+# Schedulers of flow matching whose names do not begin as the others'.
+FLOWS = ("FlowMatch", "LTXEulerAncestralRF")
+
 INSTEAD = {
     "EDM": "its coordinates are EDM's own: sample(*from_diffusers(model, scheduler)) reads it, a pipeline does not",
     "ScoreSdeVe": "its networks are score_sde's: take from_score_sde(net, VESDE(...))",
@@ -135,6 +159,10 @@ INSTEAD = {
     "CMStochastic": "consistency models map to the data: take from_edm(net) and a solver of few steps",
     "SCM": "its networks predict TrigFlow's velocity: take from_flow or from_v on a process of your own",
     "VQDiffusion": "its states are discrete, and no process of real numbers is behind it",
+    "MiniMaxH3": "its networks run from noise to data: take from_flow_matching(net, from_noise=True)",
+    "FlowMap": "its networks predict the way between two times, and no flow at one",
+    "Piflow": "its networks predict several states at once, and no flow",
+    "Helios": "its networks go through stages of resolution: take from_flow_matching(net) for one of them",
 }
 
 
@@ -147,12 +175,44 @@ def _refuse(name: str) -> None:
 
 
 def _betas(name: str, config: JsonMapping, n: int) -> list[float]:
-    if config.get("rescale_betas_zero_snr"):
+    """The table of a configuration, with what it does to it.
+
+    Raises:
+        ValueError: for tables that are not known, and one without a signal at its end for networks of noise.
+    """
+    betas = _table(name, config, n)
+    scale = float(config.get("snr_shift_scale", 3.0 if name.startswith("CogVideoX") else 1.0))
+    pure = bool(config.get("rescale_betas_zero_snr"))
+    if pure and config.get("prediction_type", "epsilon") == "epsilon":
         raise ValueError(
             "rescale_betas_zero_snr=True leaves no signal at the last entry (beta = 1), where noise says nothing about "
-            "the data: give the table without it as trained_betas, its last entries left out, and start there"
+            "the data: it goes with networks of prediction_type 'v_prediction' or 'sample'"
         )
+    if scale == 1 and not pure:
+        return betas
 
+    squared = np.cumprod(1 - np.array(betas))  # alpha^2
+    squared = squared / (scale + (1 - scale) * squared)
+    if pure:
+        squared = _without_signal(squared)
+    ratios = squared / np.concatenate([[1.0], squared[:-1]])
+    return [float(beta) for beta in 1 - ratios]
+
+
+def _without_signal(squared: np.ndarray) -> np.ndarray:
+    r"""The table of $\alpha^2$ (N,) rescaled to $\alpha_N = 0$, but for $2^{-24}$, as of diffusers' Euler schedulers.
+
+    Where the entry before is less than twice that, the last is half of it: no table has two entries alike.
+
+    Source: Lin et al., 2023, arXiv:2305.08891, algorithm 1.
+    """
+    alpha = np.sqrt(squared)
+    rescaled = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
+    rescaled[-1] = min(LEAST_SIGNAL, rescaled[-2] / 2)
+    return np.asarray(rescaled)
+
+
+def _table(name: str, config: JsonMapping, n: int) -> list[float]:
     if config.get("trained_betas") is not None:
         betas = [float(beta) for beta in config["trained_betas"]]
         if len(betas) != n:
@@ -194,6 +254,16 @@ class _Keyword(nn.Module):
         return self.model(x, timestep=label, **kwargs)
 
 
+@dataclass(frozen=True)
+class _KeywordFunction:
+    """A function that takes its timestep by name; it can be pickled where the function can."""
+
+    model: Callable[..., object]
+
+    def __call__(self, x: Tensor, label: Tensor, /, **kwargs: object) -> object:
+        return self.model(x, timestep=label, **kwargs)
+
+
 class _EDMPreconditioned(nn.Module):
     """The network inside of EDM's preconditioning, as diffusers' EDM schedulers have it, as D(x, sigma)."""
 
@@ -216,10 +286,15 @@ class _EDMPreconditioned(nn.Module):
 
 def _by_keyword(model: Callable[..., object]) -> Callable[..., object]:
     """The model with its timestep second, by name where another argument stands there."""
-    if not isinstance(model, nn.Module):
+    inner = unwrapped(model)  # a wrapper's own arguments are any
+    called = inner.forward if isinstance(inner, nn.Module) else inner
+    try:
+        names = list(inspect.signature(called).parameters)
+    except (TypeError, ValueError):
         return model
-    names = list(inspect.signature(model.forward).parameters)
-    return _Keyword(model) if "timestep" in names[2:] else model
+    if "timestep" not in names[2:]:
+        return model
+    return _Keyword(model) if isinstance(model, nn.Module) else _KeywordFunction(model)
 
 
 def _edm(model: Callable[..., object], name: str, config: JsonMapping) -> tuple[Score, LinearSDE]:
@@ -265,10 +340,12 @@ def from_diffusers(
     | FlowMatch..., `prediction_type="flow_prediction"` | `RectifiedFlowSDE`   | N t, t for Flux's kin  |
     | EDMEuler, EDMDPMSolverMultistep                 | `EDMSDE`               | log(sigma) / 4         |
 
-    Entry i of a table sits at t = (i + 1)/N. What the configuration says about sampling (`timestep_spacing`, `shift`,
-    ...) is not read: that is a matter of `grid=` and solver, such as `grids.Shifted(scheduler.config.shift)` or, for
-    latent consistency models, `"lcm"` on `grids.Distilled(scheduler.config.original_inference_steps)`. Estimates of the
-    data are clipped, as `clip_sample` and `thresholding` have it, with `clip=True` alone.
+    Entry i of a table sits at t = (i + 1)/N. Read with a table are `snr_shift_scale`, as of CogVideoX, and for networks
+    of v or the data `rescale_betas_zero_snr`, which leaves $\\alpha^2 = 2^{-24}$ at its end. What a configuration says
+    about sampling (`timestep_spacing`, `shift`, ...) is not read: that is a matter of `grid=` and solver, such as
+    `grids.Shifted(scheduler.config.shift)` or, for latent consistency models, `"lcm"` on
+    `grids.Distilled(scheduler.config.original_inference_steps)`. Estimates of the data are clipped, as `clip_sample`
+    and `thresholding` have it, with `clip=True` alone.
 
     The time goes to `timestep` by name where another argument stands second, as in the transformers of Stable Diffusion
     3, Flux and PixArt; their conditions are `model_kwargs`.
@@ -286,12 +363,12 @@ def from_diffusers(
 
     Raises:
         TypeError: for a scheduler that is neither.
-        ValueError: for schedules that are not supported, zero terminal signal-to-noise among them, and `clip=True` with
-            a configuration that does not clip.
+        ValueError: for schedules that are not supported, zero terminal signal-to-noise with a prediction of the noise
+            among them, and `clip=True` with a configuration that does not clip.
 
     Warns:
-        UserWarning: if the configuration clips, `clip` is not given, and the table ends below a log-SNR of -12, as the
-            cosine does: what a network errs near pure noise then moves samples far.
+        UserWarning: if the configuration clips, `clip` is not given, and the table of a network that predicts noise
+            ends below a log-SNR of -12, as the cosine does: what a network errs near pure noise then moves samples far.
 
     Examples:
         >>> import sgm_sde as sg
@@ -336,7 +413,7 @@ def _clipped(score: Score, conventions: Convention, clip: bool | None) -> Score:
         return Thresholded(score, **threshold)
 
     last = float(conventions.sde.log_snr(conventions.sde.T))
-    if threshold and clip is None and last < DEEP:
+    if threshold and clip is None and last < DEEP and conventions.prediction == "noise":
         options = ", ".join(f"{name}={value:g}" for name, value in threshold.items())
         warn(
             f"the configuration keeps estimates of the data in range, and this score does not: on a table that "
@@ -350,13 +427,13 @@ def _time_scale(model: object, n: int, given: float | None) -> float:
     """The network's time at t = 1 of flow matching: n timesteps, or 1 for networks that multiply it themselves."""
     if given is not None:
         return number("time_scale", given, above=0)
-    multiplies = type(model).__name__.startswith(("Flux", "Chroma", "LongCatImage", "OvisImage"))
+    multiplies = type(unwrapped(model)).__name__.startswith(("Flux", "Chroma", "LongCatImage", "OvisImage"))
     return 1.0 if multiplies else float(n)
 
 
 def _has_variance(model: object) -> bool:
     """True for a network with twice as many channels in its output as in its input: the others are a variance."""
-    sizes = getattr(model, "config", None)
+    sizes = getattr(unwrapped(model), "config", None)
     channels = getattr(sizes, "in_channels", None)
     if not channels:
         return False

@@ -69,9 +69,9 @@ class SolverScheduler:
     `from_config` keep solver and grid, `compatibles` names what it can be swapped for, and pipelines load with it.
     Copies and pickles of it continue from where it stands, also in the middle of a run.
 
-    On flow matching the grid of a named solver is shifted as the configuration says (`shift`, or `mu` with
-    `use_dynamic_shifting`), unless another one is given. Solvers of few steps take the timesteps of the distillation,
-    `grids.Distilled` with the configuration's `original_inference_steps`.
+    On flow matching the grid of a named solver is shifted as the configuration says (`shift`, `flow_shift`, or `mu`
+    with `use_dynamic_shifting`), unless another one is given. Solvers of few steps take the timesteps of the
+    distillation, `grids.Distilled` with the configuration's `original_inference_steps`.
 
     Args:
         scheduler: the scheduler that the network was trained with, or its configuration; see `from_diffusers`.
@@ -455,8 +455,13 @@ class SolverScheduler:
             if config.get("time_shift_type", "exponential") == "linear":
                 return Shifted(mu)
             return Shifted.of_resolution(mu)
-        shift = float(config.get("shift") or 1.0)
+        shift = self._constant_shift()
         return None if shift == 1 or self.solver is None else Shifted(shift)
+
+    def _constant_shift(self) -> float:
+        """The shift of a configuration, by the name that its scheduler has for it; 1 without one."""
+        config = self._convention.config
+        return float(config.get("shift") or config.get("flow_shift") or 1.0)
 
     def _given_times(
         self, labels: Sequence[float] | None, sigmas: Sequence[float] | None, mu: float | None
@@ -477,7 +482,7 @@ class SolverScheduler:
         shift = self._shifted(mu)
         factor = 1.0 if shift is None else shift.shift
         if shift is None and self.solver is None:
-            factor = float(self._convention.config.get("shift") or 1.0)
+            factor = self._constant_shift()
         return [float(value) for value in factor * t / (1 + (factor - 1) * t)]
 
     def _at_given(self, times: list[float]) -> tuple[Stepper, LinearSDE]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sgm_sde._utils.checks import annotate, function_name, require_function
 from sgm_sde._utils.tree import each_leaf, shown
+from sgm_sde._utils.wrappers import unwrapped
 
 CALLED = "sgm_sde called the network"
 CHANNELS = (1, 3, 4)  # of images
@@ -76,7 +77,7 @@ def require_network(net: object) -> None:
     signature = _signature(net)
     wrapped = "" if signature is None else _wrapped(list(signature.parameters.values()))
     if wrapped:
-        name = type(net).__name__
+        name = type(unwrapped(net)).__name__
         named = f"{name}.forward" if isinstance(net, nn.Module) else function_name(net, name)
         raise TypeError(
             f"a network is called as net(x, t, **model_kwargs), and {named}{str(signature)[:ARGUMENTS]} takes other "
@@ -86,7 +87,8 @@ def require_network(net: object) -> None:
 
 def _signature(net: object) -> inspect.Signature | None:
     """The arguments of a network; None where it does not tell."""
-    called = net.forward if isinstance(net, nn.Module) else net
+    inner = unwrapped(net) if isinstance(net, nn.Module) else net  # a wrapper takes anything
+    called = inner.forward if isinstance(inner, nn.Module) else inner
     assert callable(called)
     try:
         return inspect.signature(called).replace(return_annotation=inspect.Signature.empty)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sgm_sde._utils.checks import instance_of, number
+from sgm_sde._utils.wrappers import plain_name, unwrapped
 
 
 class EMA:
@@ -15,7 +16,8 @@ class EMA:
 
     After $n$ updates $d = \min(\text{decay}, (1 + n) / (10 + n))$, so that the random initial weights are forgotten
     soon. Averages are kept in at least float32, since $(1 - d)(\theta - \bar\theta)$ is less than half a unit in the
-    last place of bfloat16 weights, and nothing would move. Buffers are copied, not averaged.
+    last place of bfloat16 weights, and nothing would move. Buffers are copied, not averaged. A network in
+    `torch.compile` or a wrapper of parallel training has the names of its weights without.
 
     Args:
         net: the network; its weights at this moment start the average.
@@ -35,9 +37,10 @@ class EMA:
         instance_of("net", net, nn.Module, "an nn.Module")
         self.decay = number("decay", decay, least=0, below=1)
         self.updates = 0
-        self._parameters = frozenset(name for name, _ in net.named_parameters(remove_duplicate=False))
+        parameters = unwrapped(net).named_parameters(remove_duplicate=False)
+        self._parameters = frozenset(plain_name(name) for name, _ in parameters)
         self.average = {
-            name: value.detach().to(self._dtype(name, value), copy=True) for name, value in net.state_dict().items()
+            name: value.detach().to(self._dtype(name, value), copy=True) for name, value in _weights(net).items()
         }
 
     def _dtype(self, name: str, value: Tensor) -> torch.dtype:
@@ -51,11 +54,13 @@ class EMA:
 
         Raises:
             TypeError: for anything but an `nn.Module`.
+            ValueError: for another network.
         """
         instance_of("net", net, nn.Module, "an nn.Module")
+        weights = self._known(net)
         d = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        for name, value in net.state_dict().items():
+        for name, value in weights.items():
             if name in self._parameters:
                 self.average[name].lerp_(value.to(self.average[name]), 1 - d)
             else:
@@ -66,9 +71,27 @@ class EMA:
 
         Raises:
             TypeError: for anything but an `nn.Module`.
+            ValueError: for another network.
         """
         instance_of("net", net, nn.Module, "an nn.Module")
-        net.load_state_dict(self.average)
+        self._known(net)
+        inner = unwrapped(net)
+        inner.load_state_dict({name: self.average[plain_name(name)] for name in inner.state_dict()})
+
+    def _known(self, net: nn.Module) -> dict[str, Tensor]:
+        """The weights of a network by name, if they are those of the average.
+
+        Raises:
+            ValueError: for another network.
+        """
+        weights = _weights(net)
+        shapes = {name: value.shape for name, value in self.average.items()}
+        others = {name: value.shape for name, value in weights.items()}
+        if unlike := sorted(dict(shapes.items() ^ others.items())):
+            raise ValueError(
+                f"the network is not the one whose weights are averaged; names or shapes differ in {unlike[:6]}"
+            )
+        return weights
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages and the number of updates, as tensors that safetensors stores."""
@@ -85,3 +108,8 @@ class EMA:
         self.updates = int(state["updates"])
         for name, value in self.average.items():
             value.copy_(state[name])
+
+
+def _weights(net: nn.Module) -> dict[str, Tensor]:
+    """The weights and buffers of the network in its wrappers, by their names there."""
+    return {plain_name(name): value for name, value in unwrapped(net).state_dict().items()}

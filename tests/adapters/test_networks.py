@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -177,6 +178,11 @@ def test_time_labels_and_outputs() -> None:
         ({"_class_name": "ScoreSdeVeScheduler", "sigma_max": 1348.0}, "take from_score_sde"),
         ({"_class_name": "KarrasVeScheduler"}, "take from_edm"),
         ({"_class_name": "UnCLIPScheduler"}, "UnCLIPScheduler has neither"),
+        ({"_class_name": "MiniMaxH3Scheduler", "shift": 12.0}, r"from_flow_matching\(net, from_noise=True\)"),
+        ({"_class_name": "FlowMapEulerDiscreteScheduler", "shift": 1.0}, "the way between two times"),
+        ({"_class_name": "PiflowScheduler", "shift": 5.0}, "several states at once"),
+        ({"_class_name": "HeliosScheduler", "prediction_type": "flow_prediction"}, "stages of resolution"),
+        ({"_class_name": "MyScheduler", "shift": 5.0}, "MyScheduler has a shift and says nothing about"),
         ({"trained_betas": [0.1, 0.2], "num_train_timesteps": 3}, "has 2 entries"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert_sigmas"),
     ],
@@ -184,6 +190,137 @@ def test_time_labels_and_outputs() -> None:
 def test_what_is_not_supported(scheduler: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_diffusers(lambda x, t: x, scheduler)
+
+
+def alphas_squared(betas: Tensor, scale: float = 1.0, pure: bool = False) -> Tensor:
+    """The table of CogVideoX's schedulers, and of Lin et al., 2023, algorithm 1."""
+    squared = (1 - betas).cumprod(0)
+    squared = squared / (scale + (1 - scale) * squared)
+    if not pure:
+        return squared
+    root = squared.sqrt()
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])).square()
+
+
+SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "v_prediction"}
+
+
+@pytest.mark.parametrize("pure", [False, True])
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [
+        ({}, 1.0),
+        ({"_class_name": "CogVideoXDDIMScheduler"}, 3.0),
+        ({"_class_name": "CogVideoXDPMScheduler", "snr_shift_scale": 2.0}, 2.0),
+    ],
+)
+def test_what_a_configuration_does_to_its_table(config: dict[str, Any], scale: float, pure: bool) -> None:
+    """A shift of the signal-to-noise ratio, and none at the end, which is 2^-24 here, or half of the entry before."""
+    _, sde = from_diffusers(lambda x, t: x, {**SCALED, **config, "rescale_betas_zero_snr": pure})
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=F64).square()
+    expected = alphas_squared(betas, scale, pure)
+    if pure:
+        assert expected[-1] == 0
+        expected[-1] = min(2.0**-24, expected[-2] / 2)
+    t = torch.arange(1, 1001, dtype=F64) / 1000
+    torch.testing.assert_close(sde.alpha(t).square(), expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_the_law_of_networks_without_a_signal_at_the_end(kind: str) -> None:
+    """Samples of N(0.3, 0.5^2) from a network that was trained on the rescaled table, on all of it."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=F64).square()
+    squared = alphas_squared(betas, pure=True)
+
+    def model(x: Tensor, timestep: Tensor) -> Tensor:
+        alpha = squared[timestep.round().long()].sqrt()[:, None]
+        sigma = (1 - alpha.square()).sqrt()
+        gain = (x - 0.3 * alpha) / (0.25 * alpha.square() + sigma.square())
+        data = 0.3 + 0.25 * alpha * gain
+        return data if kind == "sample" else alpha * sigma * gain - sigma * data
+
+    score, sde = from_diffusers(model, {**SCALED, "prediction_type": kind, "rescale_betas_zero_snr": True})
+    grid = [(i + 1) / 1000 for i in (*range(999, 0, -4), 0)]
+    x = torch.linspace(-2, 2, 9, dtype=F64)[:, None]
+    found = sg.sample(score, sde, x_T=x, solver="dpm++2m", grid=grid, final="none").x
+    alpha = squared[0].sqrt()
+    std = (0.25 * alpha.square() + 1 - alpha.square()).sqrt()
+    assert (found - (0.3 * alpha + std * x)).abs().max() < 0.01
+
+
+class Transformer(nn.Module):
+    """A network that takes its time third, as those of Flux and Stable Diffusion 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(in_channels=3, out_channels=3)
+
+    def forward(self, hidden: Tensor, context: Tensor | None = None, timestep: Tensor | None = None) -> tuple[Tensor]:
+        assert context is None and timestep is not None
+        return (hidden * timestep.reshape(-1, 1),)
+
+
+class FluxTransformer(Transformer):
+    """One that multiplies its time itself."""
+
+
+class Adapted(nn.Module):
+    """A network with adapters, as PEFT wraps it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.base = net
+
+    def get_base_model(self) -> nn.Module:
+        return self.base
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.base(*args, **kwargs)
+
+
+WRAPPERS = [
+    lambda net: net,
+    nn.DataParallel,
+    Adapted,
+    partial,
+    lambda net: net.forward,
+    lambda net: torch.compile(net, backend="eager"),
+    lambda net: nn.DataParallel(torch.compile(net, backend="eager")),
+]
+WRAPPER_NAMES = ["plain", "parallel", "peft", "partial", "method", "compiled", "both"]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS, ids=WRAPPER_NAMES)
+@pytest.mark.parametrize(("kind", "label"), [(Transformer, 500.0), (FluxTransformer, 0.5)])
+def test_wrapped_networks_get_their_time_where_they_take_it(
+    kind: type[nn.Module], label: float, wrap: Callable[[nn.Module], Any]
+) -> None:
+    """By name, and in their own units, whatever is around them."""
+    score, _ = from_diffusers(wrap(kind()), {"_class_name": "FlowMatchEulerDiscreteScheduler"})
+    assert torch.equal(score.output(torch.ones(2, 3), torch.full((2,), 0.5)), torch.full((2, 3), label))
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS[:4], ids=WRAPPER_NAMES[:4])
+def test_wrapped_networks_with_a_variance(wrap: Callable[[nn.Module], Any]) -> None:
+    """The sizes that say so are those of the network inside."""
+    net = Backbone()
+    net.config = SimpleNamespace(in_channels=3, out_channels=6)
+    net.forward = lambda x, label: torch.cat([x, 9 + x], 1)  # type: ignore[method-assign]
+    score, _ = from_diffusers(wrap(net), DDPM)
+    assert torch.equal(score.output(noise(), torch.ones(2)), noise())
+
+
+def test_wrapped_networks_that_take_their_time_by_name_are_refused() -> None:
+    """Where nothing says how they are called."""
+    with pytest.raises(TypeError, match=r"Ordered.forward\(hidden.* give lambda x, t, \*\*kwargs: net\(x, timestep"):
+        sg.from_noise(nn.DataParallel(Ordered()), sg.VPSDE())
+
+
+class Ordered(nn.Module):
+    """A network whose second argument is a condition."""
+
+    def forward(self, hidden: Tensor, context: Tensor, timestep: Tensor) -> Tensor:
+        return hidden
 
 
 def test_what_is_not_understood() -> None:

@@ -119,7 +119,7 @@ def test_states_in_half_precision_stay_in_single() -> None:
 def test_pipelines(diffusers: Any, unet: Any, name: str) -> None:
     """DDPMPipeline and DDIMPipeline with our scheduler: `sample` from the same noise with the same seed."""
     net = diffusers.UNet2DModel.from_config({**unet.config, "num_class_embeds": None}).double().eval()
-    config = diffusers.DDPMScheduler(prediction_type="sample").config
+    config = diffusers.DDPMScheduler(prediction_type="sample", clip_sample=False).config
     x_T = torch.randn(SHAPE, dtype=F64, generator=torch.Generator().manual_seed(3))
     score, sde = from_diffusers(net, dict(config))
     res = sg.sample(score, sde, x_T=x_T, solver=name, nfe=8, seed=7)
@@ -216,3 +216,16 @@ def test_scheduler_without_diffusers_is_plain() -> None:
     for other in (copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler)), type(scheduler).from_config(DDPM)):
         other.set_timesteps(5)
         assert len(other.timesteps) == 5
+
+
+@pytest.mark.parametrize("config", [{"shift": 5.0}, {"flow_shift": 5.0, "beta_schedule": "linear"}])
+def test_the_shift_of_flow_matching_by_either_name(config: dict[str, Any]) -> None:
+    """Of FlowMatchEulerDiscreteScheduler, and of the solvers' own as Sana and Wan have them: s t / (1 + (s - 1) t)."""
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, **config}
+    scheduler = SolverScheduler(flow, "ddim")
+    scheduler.set_timesteps(4)
+    sde = sg.RectifiedFlowSDE()
+    expected = sg.grids.Shifted(5.0)(sde, 3, sde.T, sde.eps).times
+    torch.testing.assert_close(scheduler.timesteps, torch.tensor(expected) * 1000)
+    scheduler.set_timesteps(sigmas=[0.9, 0.5])
+    assert scheduler.timesteps.tolist() == pytest.approx([4500 / 4.6, 2500 / 3.0])
