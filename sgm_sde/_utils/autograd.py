@@ -42,6 +42,21 @@ def outside_inference_mode(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
+def is_transformed() -> bool:
+    """True within a transformation of `torch.func`, where tensors may have no values to look at."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def refuse_transformed(what: str, instead: str) -> None:
+    """Check that what looks at values runs outside of every transformation of `torch.func`.
+
+    Raises:
+        RuntimeError: within one, with what to do instead.
+    """
+    if is_transformed():
+        raise RuntimeError(f"{what} within a transformation of torch.func, whose tensors have none: {instead}")
+
+
 def outside_autocast(function: Callable[P, T]) -> Callable[P, T]:
     """The function with autocast off, so that it computes in the precision of its tensors."""
 

@@ -9,6 +9,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from sgm_sde._utils.autograd import refuse_transformed
 from sgm_sde._utils.checks import (
     check_integer,
     check_output,
@@ -42,7 +43,11 @@ def check_process(sde: LinearSDE, eps: float | None) -> float:
     Raises:
         TypeError: for a process without alpha and sigma.
         ValueError: for eps outside of (0, T), or without noise.
+        RuntimeError: within a transformation of `torch.func`.
     """
+    refuse_transformed(
+        "densities and codes look at values", "for gradients take enable_grad=True and torch.autograd.grad"
+    )
     require_sde(sde)
     if not has_scalar_marginal(sde):
         raise TypeError(f"likelihoods need a LinearSDE, got {described(sde)}")

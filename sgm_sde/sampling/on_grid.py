@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._utils.autograd import is_transformed
 from sgm_sde._utils.shapes import finite
 from sgm_sde.engine.brownian import PathNoise
 from sgm_sde.engine.executor import Hook, Position, Run, execute
@@ -130,7 +131,7 @@ class _PartOfRun:
         self.monitor.finish(end)
 
         sound = starts = None
-        if not end.is_meta:
+        if not (end.is_meta or is_transformed()):
             sound, starts = self._seen(run.x, end, watch)
 
         drawn = job.draws[0] if isinstance(noise, PathNoise) else noise.draw
@@ -171,6 +172,8 @@ class _PartOfRun:
             monitor.on_output(x, output, t)
 
         on_output = see_both if monitor.looks_on else watch.see
+        if is_transformed():
+            on_output = monitor.on_output
 
         if execution.parallel is not None and len(x):
             return run_in_parallel(

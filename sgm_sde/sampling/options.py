@@ -111,7 +111,8 @@ class Execution(Constructed):
         batch_size: largest number of samples run at a time, which bounds the memory of a run. Samples do not depend on
             it, up to rounding of a network or a solver at another batch size.
         until: a time of the grid at which to stop; `resume=` continues from there.
-        enable_grad: build the graph, to backpropagate through sampling.
+        enable_grad: build the graph, to backpropagate through sampling. Also for `grad`, `jvp` and `vmap` of
+            `torch.func`, within which no value is looked at and the status says nothing.
         compile: run the network through `torch.compile`, once for all runs; on CUDA, where nothing looks on
             (callback, progress bar, trajectory, corrector, guidance, a stop), the whole run is one CUDA graph, recorded
             at the first call with the same network, solver, grid and shape. The first call takes the time of

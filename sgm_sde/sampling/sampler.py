@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from sgm_sde._utils.autograd import gradients, outside_inference_mode
+from sgm_sde._utils.autograd import gradients, is_transformed, outside_inference_mode, refuse_transformed
 from sgm_sde._utils.checks import arguments, described, instance_of, one_of
 from sgm_sde._utils.elsewhere import (
     BOUNDS,
@@ -208,6 +208,7 @@ def sample(
 
     start = StartArguments(shape, x_T, seed, generator, execution.dtype, execution.device)
     if isinstance(grid, TokenGrid):
+        refuse_transformed("sample() looks at values on a TokenGrid", "take a Grid")
         absent = {"noise": noise, "resume": resume, "log_prob": log_prob or None}
         timed = {"nfe": nfe, "steps": steps, "t_start": t_start, "t_end": t_end}
         _require_plain(absent, timed, recorded, execution)
@@ -226,6 +227,7 @@ def sample(
     job = begin(score, sde, start, asked, noise) if resume is None else resumed(resume, sde, start, asked, noise)
     require_flow(score, job.solver if solver is None else solver, job.program)
     _require_applicable(job, recorded, execution, noise)
+    _require_without_values(job, execution, log_prob)
     if score.dtype is None and job.dtype != job.state_dtype:
         score = score.cast_to(job.dtype)
     if execution.compile:
@@ -244,9 +246,23 @@ def sample(
             result, category = run_adaptive(job, model, nfe, steps, recorded, execution)
         else:
             result, category = run_on_grid(job, model, recorded, execution)
-    if result.status.ok:
+    if result.status.ok and not is_transformed():
         _warn_of_data(result, job, score)
     return _warned(result, category, sde, job.from_prior)
+
+
+def _require_without_values(job: Job, execution: Execution, log_prob: bool | str | Trace) -> None:
+    """Check that a run within a transformation of `torch.func` is one that looks at no values.
+
+    Raises:
+        RuntimeError: for any other.
+    """
+    plain = job.program is not None and log_prob is False
+    if not (plain and execution.enable_grad and execution.parallel is None):
+        refuse_transformed(
+            "sample() looks at values",
+            "with a solver on a grid, execution=Execution(enable_grad=True) and no log_prob= it looks at none",
+        )
 
 
 def _warn_of_data(result: SampleResult, job: Job, score: Score) -> None:
@@ -268,7 +284,7 @@ def _warn_of_data(result: SampleResult, job: Job, score: Score) -> None:
 
 def _warned(result: SampleResult, category: type[Warning] | None, sde: SDE, from_prior: bool) -> SampleResult:
     """The result, after the warning that it calls for."""
-    if from_prior and result.status.ok and (words := words_if_off_prior(result.x, sde)):
+    if from_prior and result.status.ok and not is_transformed() and (words := words_if_off_prior(result.x, sde)):
         warn(words, PriorWarning)
     if category is not None:
         more = ""

@@ -377,3 +377,15 @@ def test_a_network_that_may_lose_some_is_asked_three_times_more() -> None:
     )
     assert (found.nfe, plain.nfe) == (52, 49) and (found.vjps, plain.vjps) == (99, 98)
     torch.testing.assert_close(found.value, plain.value)
+
+
+FLOWS: list[Callable[..., Any]] = [sg.log_prob, sg.encode, sg.decode, sg.elbo]
+
+
+@pytest.mark.parametrize("function", FLOWS, ids=[function.__name__ for function in FLOWS])
+def test_densities_are_refused_within_transformations(function: Callable[..., Any]) -> None:
+    """With what gives gradients instead: the grid and the error follow from values."""
+    sde = sg.VPSDE()
+    score = sg.from_noise(lambda x, t: 0.5 * x, sde)
+    with pytest.raises(RuntimeError, match=r"within a transformation of torch\.func.*enable_grad=True"):
+        torch.func.vmap(lambda x: function(score, sde, x).nfe)(torch.ones(2, 3, 1))

@@ -1498,3 +1498,62 @@ def test_an_argument_of_another_name_is_told(given: dict[str, Any], said: str) -
     sde = sg.VPSDE()
     with pytest.raises(TypeError, match=said):
         sg.sample(sg.from_noise(lambda x, t: x, sde), sde, (4, 2), **given)
+
+
+TRANSFORMED = ["ddim", "dpm++2m", "heun", "euler-maruyama", "unipc3", None]
+SCALES = torch.tensor([0.1, 0.3], dtype=F64)
+
+
+def scaled(factor: Tensor, x: Tensor, solver: str | None) -> Tensor:
+    """Samples from states by a network that multiplies by a factor."""
+    score = sg.from_noise(lambda x, t: factor * x, VP)
+    return sg.sample(score, VP, x_T=x, solver=solver, nfe=6, seed=0, execution=sg.Execution(enable_grad=True)).x
+
+
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a network of no data
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.UnsuitedWarning")  # few calls
+@pytest.mark.parametrize("solver", TRANSFORMED)
+def test_runs_within_transformations(solver: str | None) -> None:
+    """An ensemble by vmap is that of separate runs; jvp and jacrev are the slope in x, which is constant here."""
+    x = torch.ones(2, 3, dtype=F64)
+    together = torch.func.vmap(lambda factor: scaled(factor, x, solver))(SCALES)
+    apart = torch.stack([scaled(factor, x, solver) for factor in SCALES])
+    torch.testing.assert_close(together, apart, rtol=1e-10, atol=1e-10)
+
+    factor = SCALES[1]
+    slope = scaled(factor, 2 * x, solver) - scaled(factor, x, solver)
+    _, tangent = torch.func.jvp(lambda x: scaled(factor, x, solver), (x,), (x,))
+    jacobian = torch.func.jacrev(lambda x: scaled(factor, x, solver))(x)
+    torch.testing.assert_close(tangent, slope, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(jacobian.flatten(0, 1).flatten(1).sum(1).reshape(2, 3), slope, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a network of no data
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.UnsuitedWarning")  # few calls
+@pytest.mark.parametrize("solver", TRANSFORMED)
+def test_gradients_of_a_run_by_a_transformation(solver: str | None) -> None:
+    """Those of autograd, with respect to the network."""
+    x = torch.ones(2, 3, dtype=F64)
+    found = torch.func.grad(lambda factor: scaled(factor, x, solver).sum())(SCALES[0])
+    factor = SCALES[0].clone().requires_grad_()
+    (expected,) = torch.autograd.grad(scaled(factor, x, solver).sum(), factor)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"solver": "dopri5", "nfe": None, "execution": sg.Execution(enable_grad=True)},
+        {"solver": "ddim", "nfe": 8, "log_prob": True, "execution": sg.Execution(enable_grad=True)},
+        {"execution": sg.Execution(parallel=2)},
+        {"grid": sg.grids.TokenGrid.staggered([1.0, 0.5, 0.1], [0, 1, 1]), "nfe": None, "solver": "ddim"},
+    ],
+    ids=["no graph", "adaptive", "density", "parallel", "tokens"],
+)
+def test_runs_that_look_at_values_are_refused_within_transformations(options: dict[str, Any]) -> None:
+    def run(x: Tensor) -> Tensor:
+        return sg.sample(SCORE, VP, x_T=x, **{"nfe": 6, "seed": 0} | options).x.sum()
+
+    with pytest.raises(RuntimeError, match=r"sample\(\) looks at values .*within a transformation of torch\.func"):
+        torch.func.grad(run)(torch.ones(2, 3))
