@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sgm_sde._utils.checks import described, flag
 from sgm_sde._utils.elsewhere import OF_ADAPTERS, named_elsewhere
+from sgm_sde._utils.wrappers import unwrapped
 from sgm_sde.processes import EDMSDE, VESDE, VPSDE, DiscreteVESDE, DiscreteVPSDE, LinearSDE, RectifiedFlowSDE, SubVPSDE
 from sgm_sde.scores.calls import require_network
 from sgm_sde.scores.score import Score, from_denoiser, from_flow, from_noise, from_score
@@ -95,8 +96,9 @@ def from_edm(denoiser: Callable[..., Tensor], sde: LinearSDE | None = None) -> t
         SampleResult(x=(4, 2) torch.float32, nfe=35, completed)
     """
     if sde is None:
-        low = float(getattr(denoiser, "sigma_min", 0.0))
-        high = float(getattr(denoiser, "sigma_max", math.inf))
+        declares = unwrapped(denoiser)
+        low = float(getattr(declares, "sigma_min", 0.0))
+        high = float(getattr(declares, "sigma_max", math.inf))
         sde = EDMSDE(sigma_min=max(SIGMA_MIN, low), sigma_max=min(SIGMA_MAX, high))
     process = sde
     score = from_denoiser(
@@ -240,7 +242,7 @@ def from_azula(denoiser: Callable[..., _Posterior]) -> tuple[Score, LinearSDE]:
         >>> score.denoised(torch.ones(1, 2), 0.5)
         tensor([[0., 0.]])
     """
-    schedule = getattr(denoiser, "schedule", None)
+    schedule = getattr(unwrapped(denoiser), "schedule", None)
     if not callable(schedule):
         raise TypeError(f"a denoiser of azula has a schedule, got {described(denoiser)}")
     sde = LinearSDE.from_schedule(lambda t: schedule(t)[0], lambda t: schedule(t)[1], T=1.0, eps=0.0)

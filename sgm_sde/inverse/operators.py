@@ -120,7 +120,8 @@ class Mask(LinearOperator):
     Measurements have the shape of the data; what they hold where the mask is false is ignored.
 
     Args:
-        mask: boolean, true where observed; of the shape of one sample, or (B, *) with a mask a sample.
+        mask: boolean, true where observed; of the shape of one sample, or (B, *) with a mask a sample. A size of 1 is
+            for all, such as (1, H, W) for all channels.
 
     Raises:
         TypeError: for a mask that is not boolean.
@@ -143,7 +144,7 @@ class Mask(LinearOperator):
 
     def apply(self, x: Tensor) -> Tensor:
         """The observed part, 0 elsewhere."""
-        if self.mask.shape not in (x.shape[1:], x.shape):
+        if not (_fits(self.mask, x.shape[1:]) or _fits(self.mask, x.shape)):
             raise ValueError(
                 f"the mask has shape {tuple(self.mask.shape)}, which fits neither x of shape {tuple(x.shape)} "
                 f"nor one of its samples, {tuple(x.shape[1:])}"
@@ -160,9 +161,9 @@ class Mask(LinearOperator):
 
     def restrict(self, y: Tensor) -> Tensor:
         """Zeros where nothing is observed."""
-        if y.shape == self.mask.shape:  # one measurement of all samples
+        if _fits(self.mask, y.shape):  # perhaps one measurement of all samples
             return torch.where(self.mask.to(y.device), y, 0)
-        if y.shape[1:] != self.mask.shape:
+        if not _fits(self.mask, y.shape[1:]):
             raise ValueError(
                 f"y has shape {tuple(y.shape)}, which does not go with the mask's, {tuple(self.mask.shape)}"
             )
@@ -174,7 +175,7 @@ class Mask(LinearOperator):
         Raises:
             ValueError: for a sample that has none.
         """
-        if self.mask.ndim != x.ndim:
+        if self.mask.ndim != x.ndim or len(self.mask) == 1:
             return self
         some = copy.copy(self)
         some.mask = _of_samples("the mask", self.mask, rows)
@@ -182,6 +183,11 @@ class Mask(LinearOperator):
 
     def __repr__(self) -> str:
         return f"Mask({int(self.mask.sum())} of {self.mask.numel()} observed)"
+
+
+def _fits(mask: Tensor, shape: Sequence[int]) -> bool:
+    """True for a mask of this shape, but for sizes of 1."""
+    return mask.ndim == len(shape) and all(m in (1, n) for m, n in zip(mask.shape, shape, strict=True))
 
 
 class ChannelMix(LinearOperator):

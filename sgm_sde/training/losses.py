@@ -51,7 +51,7 @@ from sgm_sde.processes.predictions import convert, weights
 from sgm_sde.scores import Score
 from sgm_sde.training.times import Times, Uniform
 
-Reduction = Literal["mean", "sum"]
+Reduction = Literal["mean", "sum", "none"]
 
 
 @runtime_checkable
@@ -229,11 +229,11 @@ def denoising_score_matching(
         times: distribution of the times; `Uniform()` if not given.
         t: times (B,) instead of drawn ones.
         noise: noise (B, *) instead of drawn one.
-        reduction: `"mean"` or `"sum"` over the data's dimensions.
+        reduction: `"mean"` or `"sum"` over the data's dimensions; `"none"` for a loss of each number, to be masked.
         model_kwargs: passed on to the network, such as labels.
 
     Returns:
-        losses (B,); take their mean for the gradient step.
+        losses (B,), or (B, *) without a reduction; take their mean for the gradient step.
 
     Raises:
         ValueError: for an unknown weighting or reduction, both `times` and `t`, or a `noise` of another shape.
@@ -289,11 +289,11 @@ def score_matching(
         trace: `"exact"`, by one vector-Jacobian product for each dimension of a sample; `"sliced"`, estimated with
             random signs, which leaves the expectation as it is ("with variance reduction" in the source).
         n_probes: number of sign vectors, for `"sliced"`.
-        reduction: `"mean"` or `"sum"` over the data's dimensions.
+        reduction: `"mean"` or `"sum"` over the data's dimensions; `"none"` for a loss of each number, to be masked.
         model_kwargs: passed on to the network, such as labels.
 
     Returns:
-        losses (B,).
+        losses (B,), or (B, *) without a reduction.
 
     Raises:
         ValueError: as `denoising_score_matching`, and for an unknown trace or n_probes below 1.
@@ -424,17 +424,19 @@ def _weighted(
     t: Tensor,
     reduction: Reduction,
 ) -> Tensor:
-    """Squares (B, *) of errors of a prediction, weighted and reduced to (B,)."""
+    """Squares (B, *) of errors of a prediction, weighted, and reduced to (B,) if they are to be."""
     if isinstance(weighting, str):
         one_of("weighting", weighting, WEIGHTINGS)
         weighting = WEIGHTINGS[weighting]
     elif not isinstance(weighting, Weighting) or isinstance(weighting, type):
         raise TypeError(f"weighting must be a name or a Weighting, such as MinSNR(), got {described(weighting)}")
-    one_of("reduction", reduction, ("mean", "sum"))
+    one_of("reduction", reduction, ("mean", "sum", "none"))
     _, c_r = convert(prediction, weighting.error_of, sde.values(t))
-    weight = factor * weighting.weight(sde, t) * c_r**2
+    weight = (factor * weighting.weight(sde, t) * c_r**2).to(dtype=squares.dtype).to(squares.device)
+    if reduction == "none":
+        return expand(weight, squares) * squares
     reduced = flat(squares).mean(1) if reduction == "mean" else flat(squares).sum(1)
-    return weight.to(dtype=squares.dtype).to(squares.device) * reduced
+    return weight * reduced
 
 
 def _label(t: Tensor, x: Tensor) -> Tensor:

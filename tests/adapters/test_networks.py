@@ -316,6 +316,17 @@ def test_wrapped_networks_that_take_their_time_by_name_are_refused() -> None:
         sg.from_noise(nn.DataParallel(Ordered()), sg.VPSDE())
 
 
+def test_what_wrapped_networks_declare() -> None:
+    """EDM's range of noise levels, and azula's schedule."""
+    net = Backbone()
+    net.sigma_min = 0.0292
+    net.sigma_max = 14.6
+    assert from_edm(nn.DataParallel(net))[1] == sg.EDMSDE(0.0292, 14.6)
+    net.schedule = lambda t: (1 - 0.9 * t, t + 1e-3)
+    _, sde = from_azula(nn.DataParallel(net))
+    assert float(sde.alpha(0.5)) == 0.55
+
+
 class Ordered(nn.Module):
     """A network whose second argument is a condition."""
 

@@ -123,6 +123,38 @@ def test_check_operator_finds(wrong: str, message: str) -> None:
         inverse.check_operator(Broken(wrong), (3,))
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 6), (1, 1, 4, 6), (5, 1, 4, 6), (3, 1, 6)])
+def test_masks_with_sizes_of_one(shape: tuple[int, ...]) -> None:
+    """For all channels, all samples, all rows: the mask that has them all."""
+    mask = normal(*shape, seed=1) > 0
+    x = normal(5, 3, 4, 6)
+    whole = inverse.Mask(mask.expand(5, 3, 4, 6))
+    brief = inverse.Mask(mask)
+    assert torch.equal(brief.apply(x), whole.apply(x))
+    assert torch.equal(brief.restrict(x), whole.restrict(x))
+
+    rows = torch.tensor([3, 1])
+    assert torch.equal(brief.of_samples(rows, x[rows]).apply(x[rows]), whole.apply(x)[rows])
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (5, 1, 4, 4)])
+def test_runs_with_masks_for_all_channels(shape: tuple[int, ...]) -> None:
+    """In parts, what is known is there, and the rest as with the whole mask."""
+    mask = normal(*shape, seed=1) > 0
+    score = sg.oracles.Gaussian(torch.zeros(3, 4, 4, dtype=F64), 0.5).score(VP)
+    y = normal(5, 3, 4, 4, seed=2)
+    kwargs = {"nfe": 6, "seed": 0, "final": "mean", "execution": sg.Execution(batch_size=2)}
+
+    def run(mask: Tensor) -> Tensor:
+        solver = inverse.Replacement(sg.DDIM(), inverse.Measurement(inverse.Mask(mask), y))
+        return sg.sample(score, VP, (5, 3, 4, 4), solver=solver, **kwargs).x
+
+    x = run(mask)
+    known = mask.expand(5, 3, 4, 4)
+    torch.testing.assert_close(x[known], y[known].to(x.dtype))
+    torch.testing.assert_close(x, run(known))
+
+
 BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "float mask": (lambda: inverse.Mask(torch.ones(2)), TypeError, "torch.float32"),
     "mask of a list": (lambda: inverse.Mask([True]), TypeError, "True"),  # type: ignore[arg-type]

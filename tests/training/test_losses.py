@@ -287,6 +287,18 @@ def test_simple_and_sigma_squared_are_one_loss() -> None:
     assert torch.allclose(a, b, rtol=1e-12)
 
 
+@pytest.mark.parametrize("loss", [denoising_score_matching, score_matching])
+@pytest.mark.parametrize("shape", [(6, 3, 2), (6,)])
+def test_losses_of_each_number(shape: tuple[int, ...], loss: Callable[..., Tensor]) -> None:
+    """Their mean is the loss of a sample; a mask leaves out what is padding."""
+    score = sg.from_score(lambda x, t: -x.tanh(), sg.VPSDE())
+    x0 = torch.randn(shape, dtype=F64, generator=generator())
+    each = loss(score, x0, weighting="sigma^2", reduction="none", generator=generator(1))
+    means = loss(score, x0, weighting="sigma^2", generator=generator(1))
+    assert each.shape == shape
+    torch.testing.assert_close(each.reshape(6, -1).mean(1), means)
+
+
 # Times.
 
 TIMES: dict[str, Times] = {"uniform": Uniform(), "importance": Importance(), "log-normal": LogNormal()}
