@@ -85,6 +85,8 @@ def convention(scheduler: Any, T: float | None = None, integer: bool = False) ->
     config, name = _configuration(scheduler)
     n = check_integer("num_train_timesteps", config.get("num_train_timesteps", N_TIMESTEPS))
     _refuse(name)
+    if _knows_noise(config):
+        raise ValueError(f"{name} with timestep_type='continuous': {INSTEAD['EDM']}")
 
     if _is_flow(name, config):
         if config.get("invert_sigmas"):
@@ -103,6 +105,11 @@ def convention(scheduler: Any, T: float | None = None, integer: bool = False) ->
     process = DiscreteVPSDE(_betas(name, config, n))
     label = ddpm(n, integer=integer)
     return Convention(config, process, prediction, label, split, is_flow=False, n=n, threshold=_threshold(name, config))
+
+
+def _knows_noise(config: JsonMapping) -> bool:
+    """True for networks whose time is log(sigma) / 4, whatever table is beside it, as of Stable Video Diffusion."""
+    return bool(config.get("timestep_type") == "continuous")
 
 
 def _is_flow(name: str, config: JsonMapping) -> bool:
@@ -305,10 +312,32 @@ def _edm(model: Callable[..., object], name: str, config: JsonMapping) -> tuple[
     sigma_min = float(config.get("sigma_min", SIGMA_MIN))
     sigma_max = float(config.get("sigma_max", SIGMA_MAX))
     sigma_data = float(config.get("sigma_data", 0.5))
-    sde = EDMSDE(sigma_min, sigma_max)
     sign = 1.0 if kind == "epsilon" else -1.0
+    return _preconditioned(model, EDMSDE(sigma_min, sigma_max), sigma_data, sign)
+
+
+def _preconditioned(
+    model: Callable[..., object], sde: LinearSDE, sigma_data: float, sign: float
+) -> tuple[Score, LinearSDE]:
     net = _EDMPreconditioned(_by_keyword(model), sigma_data, sign, _plain_output)
     return from_denoiser(net, sde, time_label=noise_level(sde)), sde
+
+
+def _of_noise_levels(model: Callable[..., object], name: str, config: JsonMapping) -> tuple[Score, LinearSDE]:
+    """A network of v that knows log(sigma) / 4 on noise levels of its own: EDM's preconditioning of data of spread 1.
+
+    Raises:
+        ValueError: for other predictions, and without the noise levels.
+    """
+    if config.get("prediction_type") != "v_prediction":
+        raise ValueError(
+            f"{name} with timestep_type='continuous' and prediction_type={config.get('prediction_type')!r}: give "
+            f"D(x, sigma) to from_edm"
+        )
+    low, high = config.get("sigma_min"), config.get("sigma_max")
+    if low is None or high is None:
+        raise ValueError(f"{name} with timestep_type='continuous' needs sigma_min and sigma_max, got {low} and {high}")
+    return _preconditioned(model, EDMSDE(float(low), float(high)), sigma_data=1.0, sign=-1.0)
 
 
 def _plain_output(out: object, x: Tensor) -> Tensor:
@@ -338,7 +367,7 @@ def from_diffusers(
     |-------------------------------------------------|------------------------|------------------------|
     | `beta_schedule` linear, scaled_linear, squaredcos_cap_v2, sigmoid; `trained_betas` | `DiscreteVPSDE` | N t - 1 |
     | FlowMatch..., `prediction_type="flow_prediction"` | `RectifiedFlowSDE`   | N t, t for Flux's kin  |
-    | EDMEuler, EDMDPMSolverMultistep                 | `EDMSDE`               | log(sigma) / 4         |
+    | EDMEuler, EDMDPMSolverMultistep; `timestep_type="continuous"` | `EDMSDE` | log(sigma) / 4         |
 
     Entry i of a table sits at t = (i + 1)/N. Read with a table are `snr_shift_scale`, as of CogVideoX, and for networks
     of v or the data `rescale_betas_zero_snr`, which leaves $\\alpha^2 = 2^{-24}$ at its end. What a configuration says
@@ -380,14 +409,15 @@ def from_diffusers(
     config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
     if isinstance(config, Mapping):
         name = config.get("_class_name") or type(scheduler).__name__
-        if name.startswith(("EDM", "CosineDPM")):
+        knows_noise = _knows_noise(config)
+        if knows_noise or name.startswith(("EDM", "CosineDPM")):
             unused = {"T": T, "integer": integer or None, "time_scale": time_scale, "clip": clip}
             for option, value in unused.items():
                 if value is not None:
                     raise ValueError(
                         f"{option}={value} does not go with EDM's schedulers, whose time is the noise level"
                     )
-            return _edm(model, name, config)
+            return (_of_noise_levels if knows_noise else _edm)(model, name, config)
 
     conventions = convention(scheduler, T, integer)
     if conventions.is_flow:

@@ -248,6 +248,41 @@ def test_the_law_of_networks_without_a_signal_at_the_end(kind: str) -> None:
     assert (found - (0.3 * alpha + std * x)).abs().max() < 0.01
 
 
+CONTINUOUS = {**SCALED, "_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}
+
+
+@pytest.mark.parametrize("sigma", [0.01, 1.0, 500.0])
+def test_networks_of_v_that_know_the_noise_level(sigma: float) -> None:
+    """As of Stable Video Diffusion: at log(sigma) / 4 and x / sqrt(1 + sigma^2), on levels beyond their table's."""
+
+    def model(x: Tensor, timestep: Tensor) -> Tensor:
+        level = (4 * timestep).exp()[:, None]
+        total = (1 + level.square()).sqrt()
+        data = 0.3 + 0.25 * (x * total - 0.3) / (0.25 + level.square())
+        return (x - total * data) / level  # data = x / total - level / total v, for the state x total
+
+    score, sde = from_diffusers(model, {**CONTINUOUS, "sigma_min": 0.002, "sigma_max": 700.0})
+    assert sde == sg.EDMSDE(0.002, 700.0)
+    x = torch.linspace(-2, 2, 9, dtype=F64)[:, None]
+    expected = 0.3 + 0.25 * (x - 0.3) / (0.25 + sigma**2)
+    torch.testing.assert_close(score.denoised(x, sigma), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({}, "needs sigma_min and sigma_max, got None and None"),
+        ({"prediction_type": "epsilon"}, r"prediction_type='epsilon': give D\(x, sigma\) to from_edm"),
+    ],
+)
+def test_networks_of_noise_levels_that_are_not_known(more: dict[str, Any], message: str) -> None:
+    """And no pipeline with any, whose coordinates are EDM's."""
+    with pytest.raises(ValueError, match=message):
+        from_diffusers(lambda x, t: x, {**CONTINUOUS, **more})
+    with pytest.raises(ValueError, match="timestep_type='continuous': its coordinates are EDM's own"):
+        sg.adapters.SolverScheduler({**CONTINUOUS, **more}, "ddim")
+
+
 class Transformer(nn.Module):
     """A network that takes its time third, as those of Flux and Stable Diffusion 3."""
 
