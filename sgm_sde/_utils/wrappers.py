@@ -47,7 +47,7 @@ def _inner(net: Any) -> Any:
 
     if type(net).__name__ in PARALLEL:
         return net.module
-    compiled = net._modules.get(COMPILED)
+    compiled = getattr(net, COMPILED, None)
     if compiled is not None:
         return compiled
     base: Callable[[], object] | None = getattr(net, "get_base_model", None)
