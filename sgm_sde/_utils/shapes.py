@@ -13,6 +13,7 @@ from torch import Tensor
 
 Time = Tensor | float
 LARGEST = 1e300  # time
+SORTED = 2**24  # numbers of which torch finds a quantile
 AT_A_TIME = 2**18  # numbers of an intermediate value that is kept small
 
 
@@ -29,9 +30,10 @@ def as_time(t: Time) -> Tensor:
         return t
     if not isinstance(t, Real):
         raise TypeError(f"a time must be one number or a tensor, got a {type(t).__name__}")
-    if not abs(t) < LARGEST:
+    number = float(t)  # NumPy compares its own in their precision
+    if not abs(number) < LARGEST:
         raise ValueError(f"a time must be finite, got {t!r}")
-    return cpu_float64(float(t))
+    return cpu_float64(number)
 
 
 def require_times(t: Tensor, x: Tensor, *, tokens: bool = False) -> None:
@@ -137,8 +139,25 @@ def in_range(D: Tensor, limit: float = 1.0, percentile: float | None = None, mos
     if percentile is None:
         return D.clamp(-limit, limit)
 
-    sizes = D.abs().flatten(1).double()
-    s = sizes.quantile(percentile, dim=1).clamp(limit, most)
+    sizes = flat(D.abs()).double()
+    s = quantile(sizes, percentile).clamp(limit, most)
     bound = expand(s.to(D.dtype), D)
     clipped = torch.minimum(torch.maximum(D, -bound), bound)
     return clipped * (limit / bound)
+
+
+def quantile(values: Tensor, p: float) -> Tensor:
+    """The p-quantile (B,) of each row of values (B, d), linear between the nearest two, of rows of any length.
+
+    Examples:
+        >>> quantile(torch.tensor([[3.0, 1.0, 2.0]]), 0.75)
+        tensor([2.5000])
+    """
+    d = values.shape[1]
+    if d <= SORTED:
+        return values.quantile(p, dim=1)
+    position = p * (d - 1)
+    below = int(position)
+    lower = values.kthvalue(below + 1, dim=1).values
+    upper = values.kthvalue(min(below + 2, d), dim=1).values
+    return lower.lerp(upper, position - below)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._utils.shapes import flat
 from sgm_sde.engine.executor import Run
 from sgm_sde.engine.matrix import number, times
 from sgm_sde.engine.node import Coefficient
@@ -128,7 +129,7 @@ def picard(
 
 def _sizes(changes: Sequence[Tensor]) -> np.ndarray:
     """Root mean squares (c, B) of changes (B, *)."""
-    squares = [change.flatten(1).double().square() for change in changes]
+    squares = [flat(change).double().square() for change in changes]
     return torch.stack([square.mean(1).sqrt() for square in squares]).cpu().numpy()
 
 

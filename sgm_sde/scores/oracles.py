@@ -17,7 +17,7 @@ from torch import Tensor
 from sgm_sde._utils.autograd import outside_autocast
 from sgm_sde._utils.checks import check_integer, described, is_dense, numbers, require_floating
 from sgm_sde._utils.elsewhere import OF_ORACLES, Constructed
-from sgm_sde._utils.shapes import Time, batch_time, expand, require_times
+from sgm_sde._utils.shapes import Time, batch_time, expand, flat, require_times
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
 from sgm_sde.processes.kinds import has_matrix_marginal, has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
@@ -263,7 +263,7 @@ class Gaussian(Oracle):
     def _spectral(self, x: Tensor, factor: Tensor) -> Tensor:
         """Multiply the eigencomponents of x (B, *) by a factor (B, d)."""
         basis = self.basis.to(x)
-        return ((x.flatten(1) @ basis * factor.to(x.dtype)) @ basis.T).reshape(x.shape)
+        return ((flat(x) @ basis * factor.to(x.dtype)) @ basis.T).reshape(x.shape)
 
     def _centred(self, x: Tensor, alpha: Tensor) -> Tensor:
         return x - expand(alpha, x) * self.mean.to(x)
@@ -278,7 +278,7 @@ class Gaussian(Oracle):
 
     def _log_prob(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         variance = self._marginal_variances(alpha, sigma).to(x.dtype)
-        y = self._centred(x, alpha).flatten(1) @ self.basis.to(x)
+        y = flat(self._centred(x, alpha)) @ self.basis.to(x)
         return -0.5 * (y**2 / variance + variance.log() + math.log(2 * math.pi)).sum(1)
 
     def _draw(self, z: Tensor) -> Tensor:
@@ -476,7 +476,7 @@ class Mixture(Oracle):
 
     def denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """E[x_0 | x_t = x] for x (B, *) and kernel coefficients of shape (B,)."""
-        denoised = [c.denoised(x, alpha, sigma).flatten(1) for c in self.components]
+        denoised = [flat(c.denoised(x, alpha, sigma)) for c in self.components]
         responsibilities = self._joint(x, alpha, sigma).softmax(1)
         mean = (responsibilities[..., None] * torch.stack(denoised, 1)).sum(1)
         return mean.reshape(x.shape)

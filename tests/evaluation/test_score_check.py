@@ -608,3 +608,11 @@ def test_a_network_that_draws_noise_of_its_own_is_told() -> None:
         check_score(score, DATA)
     said = float(str(told[0].message).split("estimates by ")[1].split()[0])
     assert 0.003 < said < 0.03
+
+
+def test_data_of_one_number() -> None:
+    """Of the shape (n,), as of (n, 1)."""
+    sde = sg.VPSDE()
+    x = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    score = sg.from_score(lambda x, t: -x, sde)  # of N(0, 1)
+    assert str(sg.testing.check_score(score, x)) == str(sg.testing.check_score(score, x[:, None]))

@@ -166,3 +166,14 @@ def test_misuse() -> None:
 def test_options_of_a_parallel_run_are_checked(options: dict[str, object], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         sg.Execution(**options)
+
+
+def test_runs_in_parallel_of_one_number() -> None:
+    """Of the shape (B,), step by step and many steps at a time."""
+    sde = sg.VPSDE()
+    score = sg.from_noise(lambda x, t: x.tanh(), sde)
+    x, expected = (
+        sg.sample(score, sde, (5,), solver="ddim", nfe=10, seed=0, execution=execution).x
+        for execution in (sg.Execution(parallel=4, tolerance=1e-8), None)
+    )
+    torch.testing.assert_close(x, expected)

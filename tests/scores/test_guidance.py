@@ -12,6 +12,7 @@ from scipy.stats import kstest
 from torch import Tensor
 
 import sgm_sde as sg
+from sgm_sde._utils.shapes import expand
 from sgm_sde.likelihood import FixedGrid
 from sgm_sde.nn import load_digits_classifier, load_digits_denoiser
 from sgm_sde.scores.conditions import AmbiguousArgument
@@ -617,6 +618,28 @@ def test_scales_are_finite_numbers(scale: object, match: str) -> None:
     """One, or one per sample."""
     with pytest.raises((TypeError, ValueError), match=match):
         guided(scale)
+
+
+OF_ONE_NUMBER: dict[str, Callable[[sg.guidance.ClassifierFree], sg.Score]] = {
+    "rescaled": Rescaled,
+    "apg": lambda guided: APG(guided, norm=0.1),
+    "thresholded": lambda guided: Thresholded(guided, percentile=0.9),
+}
+
+
+@pytest.mark.parametrize("name", OF_ONE_NUMBER)
+def test_states_of_one_number(name: str) -> None:
+    """Of shape (B,) as of (B, 1), without torch's warning on the standard deviation of one number."""
+
+    def net(x: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
+        return x / (1 + expand(sigma, x) ** 2) + expand(y, x)
+
+    scored = sg.from_denoiser(net, sg.EDMSDE())
+    score = OF_ONE_NUMBER[name](sg.guidance.ClassifierFree(scored, 3.0, null={"y": 0.0}))
+    x = torch.linspace(-2, 2, 5, dtype=F64)
+    kwargs = {"y": torch.linspace(0, 1, 5, dtype=F64)}
+    flat = score.denoised(x, 1.5, **kwargs)
+    assert torch.equal(flat, score.denoised(x[:, None], 1.5, **kwargs)[:, 0])
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 4.0])

@@ -259,3 +259,14 @@ def test_scores_of_oracles_can_be_sent_to_other_processes(sde: sg.SDE) -> None:
     x = sde.prior_sample((3, 2) if isinstance(sde, sg.VPSDE) else (3, 2, 2), seed=0)
     t = torch.tensor(0.5)
     assert torch.equal(pickle.loads(pickle.dumps(score))(x, t), score(x, t))
+
+
+def test_a_gaussian_of_one_number() -> None:
+    """Of the event shape (), as of (1,)."""
+    flat = sg.oracles.Gaussian(torch.tensor(0.3), 0.25)
+    column = sg.oracles.Gaussian(torch.tensor([0.3]), 0.25)
+    sde = sg.VPSDE()
+    x = torch.linspace(-2, 2, 5, dtype=torch.float64)
+    assert torch.equal(flat.score(sde)(x, 0.5), column.score(sde)(x[:, None], 0.5)[:, 0])
+    assert torch.equal(flat.log_prob(x, sde, 0.5), column.log_prob(x[:, None], sde, 0.5))
+    assert torch.equal(flat.sample(4, sde, 0.5, seed=0), column.sample(4, sde, 0.5, seed=0)[:, 0])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
+import numpy as np
 import pytest
 import torch
 
-from sgm_sde._utils.shapes import column, row_sums
+from sgm_sde._utils import shapes
+from sgm_sde._utils.shapes import as_time, column, quantile, row_sums
 from tests.helpers import F64
 
 
@@ -27,3 +31,24 @@ def test_row_sums_are_those_of_a_reduction(d: int) -> None:
     assert torch.equal(row_sums(x), x.sum(1))
     (gradient,) = torch.autograd.grad(row_sums(x).sum(), x)
     assert bool((gradient == 1).all())
+
+
+@pytest.mark.parametrize("p", [0.003, 0.5, 0.995])
+@pytest.mark.parametrize("d", [5, 6, 1000])
+def test_quantiles_of_long_rows(d: int, p: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that torch finds of rows that it sorts: of longer ones it finds none."""
+    values = torch.randn((3, d), generator=torch.Generator().manual_seed(0), dtype=F64)
+    expected = quantile(values, p)
+    monkeypatch.setattr(shapes, "SORTED", 4)
+    torch.testing.assert_close(quantile(values, p), expected)
+    assert torch.equal(quantile(values, 1.0), values.amax(1))
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_times_of_numpy(kind: type[np.floating]) -> None:
+    """Without a warning of NumPy's on how large a time may be."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert float(as_time(kind(0.5))) == 0.5
+    with pytest.raises(ValueError, match="a time must be finite"):
+        as_time(kind("inf"))

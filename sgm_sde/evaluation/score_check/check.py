@@ -114,7 +114,7 @@ def check_score(
     if not has_scalar_marginal(sde):
         raise TypeError(f"check_score needs a LinearSDE, got {described(sde)}")
     require_values("data", data, "(n, *)")
-    if data.ndim < 2 or len(data) < FEWEST or not data.numel():
+    if not data.ndim or len(data) < FEWEST or not data.numel():
         raise ValueError(f"data must be a tensor (n, *) of at least {FEWEST} data, got {described(data)}")
     for i in not_finite(data)[:1]:
         raise ValueError(f"data must be finite, sample {i} is not")

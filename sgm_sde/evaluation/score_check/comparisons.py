@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.noise import NoiseStream
@@ -152,7 +153,7 @@ def compare_spread(noises: Noises, model: BoundScore) -> None:
 
 def _distances(x: Tensor) -> Tensor:
     """Squared distances (n,) of x (n, *) from their mean."""
-    rows = x.double().flatten(1)
+    rows = flat(x).double()
     return (rows - rows.mean(0)).square().mean(1)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import check_output
-from sgm_sde._utils.shapes import column
+from sgm_sde._utils.shapes import column, flat
 from sgm_sde._utils.units import principal
 from sgm_sde.engine import coordinates
 from sgm_sde.engine.noise import NoiseSource
@@ -67,7 +67,7 @@ class Noised:
 
     def squared_errors(self, estimate: Tensor) -> Tensor:
         """The mean square (n,) of what an estimate (n, *) of each datum is off by."""
-        off = (estimate - self.x0).double().flatten(1)
+        off = flat(estimate - self.x0).double()
         return off.square().mean(1).clamp(min=TINY**2)
 
     def estimate_of(self, model: BoundScore, k: int) -> Tensor:
@@ -90,13 +90,13 @@ class Noised:
 
     def linear_estimates(self) -> list[Tensor]:
         """The estimates (n, *) of Gaussians with the means and covariances of the other half of the data, by level."""
-        rows = self.x0.double().flatten(1)
+        rows = flat(self.x0).double()
         first = torch.arange(len(rows), device=rows.device) % 2 == 0
         halves = [(first, principal(rows[~first])), (~first, principal(rows[first]))]
 
         estimates = []
         for node, (x, _) in zip(self.nodes, self.states, strict=True):
-            y = x.double().flatten(1) / node.alpha
+            y = flat(x).double() / node.alpha
             estimate = torch.empty_like(y)
             for half, fitted in halves:
                 estimate[half] = _linear(y[half], node.noise_level, *fitted)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import FAR, described, number
-from sgm_sde._utils.shapes import expand, in_range
+from sgm_sde._utils.shapes import expand, flat, in_range
 from sgm_sde._utils.tree import Arguments
 from sgm_sde.processes.kinds import has_scalar_marginal
 from sgm_sde.scores.conditions import Numbers
@@ -93,8 +93,10 @@ class Rescaled(AroundGuidance):
         """The rescaled prediction at x (B, *) and t (B,)."""
         main, reference, w = self._both(x, t, kwargs)
         out = extrapolated(main, reference, w, x)
-        std_c = main.flatten(1).std(1)
-        std = out.flatten(1).std(1)
+        if x.numel() <= len(x):  # one number has no standard deviation
+            return out
+        std_c = flat(main).std(1)
+        std = flat(out).std(1)
         factor = torch.where(std > 0, std_c / std, 1.0)  # a constant prediction is left as it is
         return expand(1 + self.strength * (factor - 1), x) * out
 
@@ -138,11 +140,11 @@ class APG(AroundGuidance):
         D_c = self.convert("data", x, t, main)
         delta = D_c - self.convert("data", x, t, reference)
         if self.norm is not None:
-            length = delta.flatten(1).double().norm(dim=1).clamp(min=self.norm)
+            length = flat(delta).double().norm(dim=1).clamp(min=self.norm)
             delta = expand((self.norm / length).to(delta.dtype), x) * delta
 
-        unit = torch.nn.functional.normalize(D_c.flatten(1).double(), dim=1)
-        along = (delta.flatten(1).double() * unit).sum(1, keepdim=True) * unit
+        unit = torch.nn.functional.normalize(flat(D_c).double(), dim=1)
+        along = (flat(delta).double() * unit).sum(1, keepdim=True) * unit
         parallel = along.reshape(x.shape).to(x.dtype)
         weight = expand(w - 1, x) if isinstance(w, Tensor) else w - 1
         return self._back(D_c + weight * (delta - parallel + self.eta * parallel), x, t)
