@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from sgm_sde.adapters.networks import SIGMA_MAX, SIGMA_MIN, with_output
 from sgm_sde.processes import EDMSDE, DiscreteVPSDE, LinearSDE, RectifiedFlowSDE, presets
 from sgm_sde.scores.guidance import Thresholded
 from sgm_sde.scores.score import Score, from_denoiser
-from sgm_sde.scores.time_labels import TimeLabel, ddpm, flow, noise_level
+from sgm_sde.scores.time_labels import TimeLabel, ddpm, flow, flow_from_noise, noise_level
 
 PREDICTION_TYPES = {
     "epsilon": "noise", "sample": "data", "v_prediction": "v", "flow_prediction": "flow",
@@ -155,6 +156,15 @@ def _configuration(scheduler: Any) -> tuple[JsonObject, str]:
     name = name or type(scheduler).__name__
     return {**config, "_class_name": name}, name
 
+
+# Networks of flow matching that take another time than N t, or predict data minus noise, as their pipelines have it: by
+# the beginnings of their classes' names.
+TAKE_NOISE_FIRST = ("LuminaNextDiT", "Lumina2Transformer")  # 1 - t
+TAKE_UNIT_TIME = (
+    "Flux", "Chroma", "LongCatImage", "OvisImage", "AuraFlow", "QwenImage", "Krea2", "PRXTransformer", "BriaFibo2",
+    "NucleusMoEImage", "CosmosTransformer3D", *TAKE_NOISE_FIRST,
+)  # fmt: skip
+PREDICT_DATA_FIRST = ("HiDreamImage", "NucleusMoEImage", *TAKE_NOISE_FIRST)
 
 # Schedulers of flow matching whose names do not begin as the others'.
 FLOWS = ("FlowMatch", "LTXEulerAncestralRF")
@@ -385,8 +395,10 @@ def from_diffusers(
         scheduler: a scheduler of diffusers, or its configuration as a dictionary.
         T: where sampling starts, for flow matching; 0.999 if not given.
         integer: the nearest entry of the table as int64, for models that look their time up in an `nn.Embedding`.
-        time_scale: of flow matching: what the model expects at t = 1. If not given, 1 for the models whose class is
-            named after Flux, Chroma, LongCatImage or OvisImage, which multiply their time themselves, else N.
+        time_scale: of flow matching: what the model expects at t = 1. If not given, 1 for models by whose class it is
+            known that they multiply their time themselves, such as those of Flux, Qwen-Image and AuraFlow, and N for
+            others, times the `timestep_scale` that those of Sana declare. Lumina's know 1 - t in its place, and
+            predict data minus noise, as HiDream's do.
         clip: whether the score keeps estimates of the data in the range of the configuration, as a `Thresholded`; if
             not given, it does not, and where the configuration clips on a long table that is told.
 
@@ -420,14 +432,17 @@ def from_diffusers(
             return (_of_noise_levels if knows_noise else _edm)(model, name, config)
 
     conventions = convention(scheduler, T, integer)
+    output = conventions.output
     if conventions.is_flow:
-        conventions = conventions._replace(time_label=flow(_time_scale(model, conventions.n, time_scale)))
+        conventions = conventions._replace(time_label=_flow_label(model, conventions.n, time_scale))
+        if _is_named(model, PREDICT_DATA_FIRST):
+            output = partial(_negative, output)
     else:
         if time_scale is not None:
             raise ValueError(f"time_scale={time_scale} goes with flow matching; a table's entries have numbers")
         if _has_variance(model):
-            conventions = conventions._replace(split=True)
-    net = with_output(_by_keyword(model), conventions.output)
+            output = conventions._replace(split=True).output
+    net = with_output(_by_keyword(model), output)
     score = Score(net, conventions.sde, conventions.prediction, time_label=conventions.time_label)
     return _clipped(score, conventions, clip), conventions.sde
 
@@ -453,12 +468,27 @@ def _clipped(score: Score, conventions: Convention, clip: bool | None) -> Score:
     return score
 
 
-def _time_scale(model: object, n: int, given: float | None) -> float:
-    """The network's time at t = 1 of flow matching: n timesteps, or 1 for networks that multiply it themselves."""
+def _is_named(model: object, beginnings: tuple[str, ...]) -> bool:
+    """True for a network of a class whose name has one of these beginnings."""
+    return type(unwrapped(model)).__name__.startswith(beginnings)
+
+
+def _flow_label(model: object, n: int, given: float | None) -> TimeLabel:
+    """What a network of flow matching expects as time, where its scheduler has n timesteps."""
     if given is not None:
-        return number("time_scale", given, above=0)
-    multiplies = type(unwrapped(model)).__name__.startswith(("Flux", "Chroma", "LongCatImage", "OvisImage"))
-    return 1.0 if multiplies else float(n)
+        scale = number("time_scale", given, above=0)
+    elif _is_named(model, TAKE_UNIT_TIME):
+        scale = 1.0
+    elif _is_named(model, ("Sana",)):
+        scale = n * float(getattr(getattr(unwrapped(model), "config", None), "timestep_scale", 1.0))
+    else:
+        scale = float(n)
+    return flow_from_noise(scale) if _is_named(model, TAKE_NOISE_FIRST) else flow(scale)
+
+
+def _negative(output: Callable[..., Tensor], out: object, x: Tensor) -> Tensor:
+    """The negative of the prediction in what a network returned."""
+    return -output(out, x)
 
 
 def _has_variance(model: object) -> bool:

@@ -299,6 +299,36 @@ class FluxTransformer(Transformer):
     """One that multiplies its time itself."""
 
 
+NAMED = {
+    "Flux2Transformer2DModel": (0.25, 1), "QwenImageTransformer2DModel": (0.25, 1),
+    "AuraFlowTransformer2DModel": (0.25, 1), "PRXTransformer2DModel": (0.25, 1),
+    "CosmosTransformer3DModel": (0.25, 1), "SD3Transformer2DModel": (250.0, 1), "WanTransformer3DModel": (250.0, 1),
+    "HiDreamImageTransformer2DModel": (250.0, -1), "NucleusMoEImageTransformer2DModel": (0.25, -1),
+    "Lumina2Transformer2DModel": (0.75, -1), "LuminaNextDiT2DModel": (0.75, -1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_networks_of_flow_matching_are_called_as_their_pipelines_call_them(name: str) -> None:
+    """The time that they know at t = 1/4, and the sign of what they predict."""
+    label, sign = NAMED[name]
+    net = type(name, (Transformer,), {})()
+    score, _ = from_diffusers(net, {"_class_name": "FlowMatchEulerDiscreteScheduler"})
+    x = torch.ones(2, 3)
+    torch.testing.assert_close(score.output(x, torch.full((2,), 0.25)), sign * label * x)
+    given, _ = from_diffusers(net, {"_class_name": "FlowMatchEulerDiscreteScheduler"}, time_scale=2.0)
+    own = 1.5 if label == 0.75 else 0.5
+    torch.testing.assert_close(given.output(x, torch.full((2,), 0.25)), sign * own * x)
+
+
+def test_the_scale_that_a_network_declares() -> None:
+    """As of Sana, of which one is called in [0, 1]."""
+    net = type("SanaTransformer2DModel", (Transformer,), {})()
+    net.config.timestep_scale = 0.001
+    score, _ = from_diffusers(net, {"prediction_type": "flow_prediction", "beta_schedule": "linear"})
+    torch.testing.assert_close(score.output(torch.ones(1, 3), torch.full((1,), 0.25)), torch.full((1, 3), 0.25))
+
+
 class Adapted(nn.Module):
     """A network with adapters, as PEFT wraps it."""
 
