@@ -252,6 +252,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "TokenGrid.staggered": (sg.grids.TokenGrid.staggered, {"*grid": [1.0, 0.5, 0.1], "*delays": [0, 1]}),
     "FromLevels": (sg.grids.FromLevels, {"*levels": [14.0, 6.0, 3.0, 1.0, 0.0]}),
     "Rescaled": (sg.guidance.Rescaled, {"*guided": GUIDED, "*strength": 0.7}),
+    "ZeroStar": (sg.guidance.ZeroStar, {"*guided": GUIDED}),
     "APG": (sg.guidance.APG, {"*guided": GUIDED, "*eta": 0.0, "*norm": None}),
     "Weakened": (sg.guidance.Weakened, {"*score": SCORE, "*weak": SCORE, "*scale": 1.0, "interval": None}),
     "Thresholded": (sg.guidance.Thresholded, {"*score": SCORE, "*limit": 1.0, "*percentile": None, "most": None}),

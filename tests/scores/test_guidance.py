@@ -24,6 +24,7 @@ from sgm_sde.scores.guidance import (
     Rescaled,
     Thresholded,
     Weakened,
+    ZeroStar,
     cfg_plus_plus,
     from_classifier,
 )
@@ -622,6 +623,7 @@ def test_scales_are_finite_numbers(scale: object, match: str) -> None:
 
 OF_ONE_NUMBER: dict[str, Callable[[sg.guidance.ClassifierFree], sg.Score]] = {
     "rescaled": Rescaled,
+    "zero star": ZeroStar,
     "apg": lambda guided: APG(guided, norm=0.1),
     "thresholded": lambda guided: Thresholded(guided, percentile=0.9),
 }
@@ -705,6 +707,21 @@ def test_thresholds() -> None:
     close(tame.output(X, T, **KW), EPS_C)
     with pytest.raises(ValueError, match="a likelihood under it would be that of nothing"):
         sg.log_prob(tame, SDE, X, model_kwargs=KW, seed=0)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 4.0])
+def test_zero_star(scale: float) -> None:
+    """Fan et al.'s formula, sample by sample, in the prediction of the network."""
+    s = torch.linalg.lstsq(EPS_0.flatten(1)[..., None], EPS_C.flatten(1)[..., None]).solution
+    base = s * EPS_0
+    close(ZeroStar(guided(scale)).output(X, T, **KW), base + scale * (EPS_C - base))
+
+
+def test_zero_star_away_from_nothing() -> None:
+    """A null prediction of 0 has no direction."""
+    score = sg.from_flow(lambda x, t, y: expand(y, x) * torch.ones_like(x), sg.RectifiedFlowSDE())
+    found = ZeroStar(ClassifierFree(score, 3.0, null={"y": 0.0})).output(X, T, y=torch.ones(3, dtype=F64))
+    assert torch.equal(found, torch.full_like(X, 3.0))
 
 
 def test_a_weakened_branch() -> None:
@@ -837,7 +854,7 @@ def test_a_negative_condition_of_another_length() -> None:
         ClassifierFree(SCORE, 3.0, null={"y": 0.0}, negative={"y": 0.0})
 
 
-@pytest.mark.parametrize("wrap", [Rescaled, APG, Thresholded, lambda s: Weakened(s, WEAK, 1.0)])
+@pytest.mark.parametrize("wrap", [Rescaled, ZeroStar, APG, Thresholded, lambda s: Weakened(s, WEAK, 1.0)])
 def test_they_are_scores_for_own_steps_and_half_precision(wrap: Any) -> None:
     """Of a network; what is none is refused."""
     score = wrap(guided(2.0))
@@ -847,7 +864,7 @@ def test_they_are_scores_for_own_steps_and_half_precision(wrap: Any) -> None:
         wrap(net)
 
 
-@pytest.mark.parametrize("wrap", [Rescaled, APG, Thresholded, lambda s: Weakened(s, WEAK, 1.0)])
+@pytest.mark.parametrize("wrap", [Rescaled, ZeroStar, APG, Thresholded, lambda s: Weakened(s, WEAK, 1.0)])
 @pytest.mark.parametrize("solver", ["dpm++2m", "euler-ancestral", "heun"])
 def test_they_are_scores_for_every_solver(wrap: Any, solver: str) -> None:
     """Seeds and several solvers."""

@@ -16,7 +16,7 @@ is none of it. Others in use:
 A result's `nfe` counts calls of the guided score, its `rows` what the networks have seen in them.
 """
 
-from sgm_sde.scores.guidance.around import APG, Rescaled, Thresholded, Weakened
+from sgm_sde.scores.guidance.around import APG, Rescaled, Thresholded, Weakened, ZeroStar
 from sgm_sde.scores.guidance.base import Extrapolation, GuidedScore
 from sgm_sde.scores.guidance.base import Interval as Interval
 from sgm_sde.scores.guidance.base import Scale as Scale
@@ -34,6 +34,7 @@ __all__ = [
     "Rescaled",
     "Thresholded",
     "Weakened",
+    "ZeroStar",
     "cfg_plus_plus",
     "from_classifier",
 ]

@@ -101,6 +101,45 @@ class Rescaled(AroundGuidance):
         return expand(1 + self.strength * (factor - 1), x) * out
 
 
+class ZeroStar(AroundGuidance):
+    r"""Guidance away from the multiple of the reference that is nearest to the conditional prediction: CFG-Zero*.
+
+    $$ v = s\,v_\emptyset + w\,(v_c - s\,v_\emptyset), \qquad
+       s = \frac{\langle v_c, v_\emptyset\rangle}{\|v_\emptyset\|^2} $$
+
+    for each sample, in the network's own prediction, as published for flow matching. The paper's first steps, in which
+    the state is left as it is, are no part of a score: they are a later start from the same noise.
+
+    Args:
+        guided: `ClassifierFree` or `Auto` guidance.
+
+    Raises:
+        TypeError: for another score.
+
+    Source: Fan et al., 2025, arXiv:2503.18886.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> net = lambda x, t, y: torch.stack([1 + y, 1 - y], 1) + 0 * x
+        >>> sde = sg.RectifiedFlowSDE()
+        >>> guided = sg.guidance.ClassifierFree(sg.from_flow(net, sde), scale=3.0, null={"y": 0.0})
+        >>> ZeroStar(guided).output(torch.zeros(1, 2), torch.ones(1), y=torch.ones(1))
+        tensor([[ 4., -2.]])
+    """
+
+    def __init__(self, guided: Extrapolation) -> None:
+        super().__init__(guided)
+
+    def output(self, x: Tensor, t: Tensor, /, **kwargs: object) -> Tensor:
+        """The guided prediction at x (B, *) and t (B,)."""
+        main, reference, w = self._both(x, t, kwargs)
+        v_c = flat(main).double()
+        v_0 = flat(reference).double()
+        square = v_0.square().sum(1)
+        s = torch.where(square > 0, (v_c * v_0).sum(1) / square, 0.0)
+        return extrapolated(main, expand(s, x).to(reference.dtype) * reference, w, x)
+
+
 class APG(AroundGuidance):
     r"""Adaptive projected guidance: what guidance adds along the conditional data estimate is left out, or weakened.
 
