@@ -235,6 +235,10 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
         "^most=0.5 bounds a dynamic threshold: give a percentile",
     ),
     "a grid of no times": (lambda: drawn(SCORE, grid=[]), "^grid must have at least one time, got none"),
+    "a grid of another library": (
+        lambda: drawn(SCORE, grid="beta"),
+        "^unknown grid 'beta': quantiles of a Beta distribution are times of your own",
+    ),
     "a scheduler's grid of no name": (
         lambda: sg.adapters.SolverScheduler({"beta_schedule": "linear"}, "ddim", grid="karas"),
         "^unknown grid 'karas'; did you mean 'karras'",

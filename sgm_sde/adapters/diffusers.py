@@ -474,7 +474,7 @@ def _is_named(model: object, beginnings: tuple[str, ...]) -> bool:
 
 
 def _flow_label(model: object, n: int, given: float | None) -> TimeLabel:
-    """What a network of flow matching expects as time, where its scheduler has n timesteps."""
+    """The time label of a network of flow matching whose scheduler has n timesteps."""
     if given is not None:
         scale = number("time_scale", given, above=0)
     elif _is_named(model, TAKE_UNIT_TIME):

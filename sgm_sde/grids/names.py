@@ -33,7 +33,12 @@ ELSEWHERE = {
     **dict.fromkeys(("logsnr", "lu", "lambdas", "polyexponential"), "equal steps of log-SNR are 'log-snr'"),
     **dict.fromkeys(("quad", "time-quadratic"), "equal steps of the root of time are 'quadratic'"),
     **dict.fromkeys(("flow", "shift", "shifted"), "times shifted by resolution are grids.Shifted(shift)"),
-    **dict.fromkeys(("ays", "align-your-steps", "gits"), "noise levels of your own are grids.FromLevels(levels)"),
+    **dict.fromkeys(
+        ("ays", "align-your-steps", "gits", "kl-optimal", "laplace", "linear-quadratic"),
+        "noise levels of your own are grids.FromLevels(levels)",
+    ),
+    "beta": "quantiles of a Beta distribution are times of your own, (T * scipy.stats.beta.ppf(u, 0.6, 0.6)).tolist() "
+    "for u from 1 down to above 0",
     "edm": "EDM's noise levels are 'karras'",
 }
 

@@ -128,6 +128,7 @@ def test_names_that_are_near_none_are_met_with_none(name: str) -> None:
         ("EulerDiscreteScheduler", "what comes nearest is 'ddim', which is Euler's method in the noise level"),
         ("DPMSolverMultistepScheduler", r"what comes nearest is 'dpm\+\+2m'$"),
         ("linear", "'linear' is no solver but a grid, which grid= takes: steps of equal time are 'uniform'"),
+        ("euler_cfg_pp", "what comes nearest is 'ddim', with CFG"),
         ("karras", "'karras' is no solver but a grid, which grid= takes$"),
     ],
 )
