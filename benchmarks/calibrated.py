@@ -502,7 +502,7 @@ def tables(half: str) -> str:
     lines = [
         f"## {half}: {len(found)} beds, fitted to {NOISES} noises", "",
         *_on_own_noises(found, budgets), "",
-        "CPU seconds beside the network's, all budgets:", "", _beside(whole), "",
+        "CPU seconds beside the network's, all budgets:", "", _beside(whole, budgets), "",
         "Samples that the network evaluated:", "", *_evaluated(found, budgets), "",
         f"Cells above {HALF} at up to {FEWER} calls, or above {MOST} beyond:", "",
         *_above({n: ratios(found, n, "best") for n in budgets}, {n: HALF if n <= FEWER else MOST for n in budgets}), "",
@@ -541,12 +541,11 @@ def _on_own_noises(found: Found, budgets: Sequence[int]) -> list[str]:
     return _table(f"{head}, worse by 2 s.e., / GITS-like", rows)
 
 
-def _beside(found: Found) -> str:
-    """CPU seconds of the fits without the network's."""
-    spent = [
-        [total - network for total, network in row["spent"].values() if None not in (total, network)] for row in found
-    ]
-    beside = [sum(runs) for runs in spent if runs and not math.isnan(sum(runs))] or [math.nan]
+def _beside(found: Found, budgets: Sequence[int]) -> str:
+    """CPU seconds without the network's of the fits that were made for all budgets at once."""
+    run = ",".join(map(str, budgets))
+    spent = [row["spent"].get(run, [None, None]) for row in found]
+    beside = [total - network for total, network in spent if None not in (total, network)] or [math.nan]
     return f"- at most {max(beside):.0f}, on average {sum(beside) / len(beside):.0f} of {len(beside)} beds"
 
 
