@@ -30,7 +30,11 @@ SAME_TIMESTEP = 1e-6  # timesteps closer than this share of the largest are one,
 OWN = "_sgm_sde"  # our options in a saved configuration; other schedulers leave private entries alone
 
 # Networks that were distilled to a map to the data, which are not to be taken for the mean of the data.
-FEW_STEPS: dict[str, Solver] = {"LCMScheduler": Consistency(), "TCDScheduler": TCD()}
+FEW_STEPS: dict[str, Solver] = {
+    "LCMScheduler": Consistency(),
+    "FlowMatchLCMScheduler": Consistency(),
+    "TCDScheduler": TCD(),
+}
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,9 @@ class SolverScheduler:
 
     Args:
         scheduler: the scheduler that the network was trained with, or its configuration; see `from_diffusers`.
-        solver: a name, a `Solver` or a `Setting`; if not given, `"lcm"` for LCMScheduler, `"tcd"` for TCDScheduler, and
-            that of `default_setting` for others, which sees no network: of a pipeline that guides, or of a flow of
-            coupled pairs, name it, as in `default_setting(sde, 20, guided=True)`.
+        solver: a name, a `Solver` or a `Setting`; if not given, `"lcm"` for LCMScheduler and FlowMatchLCMScheduler,
+            `"tcd"` for TCDScheduler, and that of `default_setting` for others, which sees no network: of a pipeline
+            that guides, or of a flow of coupled pairs, name it, as in `default_setting(sde, 20, guided=True)`.
         grid: a rule, its name, or times, which then decide the number of calls; as `sample` takes it. `"scheduler"`
             for the timesteps that the scheduler itself would take, with its spacing and shift.
         final: `"denoise"`, `"mean"` or `"none"`; as `sample` takes it.
@@ -456,7 +460,12 @@ class SolverScheduler:
                 return Shifted(mu)
             return Shifted.of_resolution(mu)
         shift = self._constant_shift()
-        return None if shift == 1 or self.solver is None else Shifted(shift)
+        return None if shift == 1 or self._is_left_to_default else Shifted(shift)
+
+    @property
+    def _is_left_to_default(self) -> bool:
+        """True if the solver is that of `default_setting`, which has a grid of its own."""
+        return self.solver is None and str(self._convention.config.get("_class_name")) not in FEW_STEPS
 
     def _constant_shift(self) -> float:
         """The shift of a configuration, by the name that its scheduler has for it; 1 without one."""
@@ -481,7 +490,7 @@ class SolverScheduler:
         """The times of a flow matching shifted as the configuration says."""
         shift = self._shifted(mu)
         factor = 1.0 if shift is None else shift.shift
-        if shift is None and self.solver is None:
+        if shift is None and self._is_left_to_default:
             factor = self._constant_shift()
         return [float(value) for value in factor * t / (1 + (factor - 1) * t)]
 

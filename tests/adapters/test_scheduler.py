@@ -229,3 +229,21 @@ def test_the_shift_of_flow_matching_by_either_name(config: dict[str, Any]) -> No
     torch.testing.assert_close(scheduler.timesteps, torch.tensor(expected) * 1000)
     scheduler.set_timesteps(sigmas=[0.9, 0.5])
     assert scheduler.timesteps.tolist() == pytest.approx([4500 / 4.6, 2500 / 3.0])
+
+
+def test_networks_of_few_steps_on_a_flow() -> None:
+    """FlowMatchLCMScheduler's: from data to noise and back, on its shifted times, and not along the flow."""
+    config = {"_class_name": "FlowMatchLCMScheduler", "shift": 3.0}
+    scheduler = SolverScheduler(config, seed=0)
+    named = SolverScheduler(config, "lcm", seed=0)
+    runs = []
+    for each in (scheduler, named):
+        each.set_timesteps(4)
+        x = noise(1, (500, 1))
+        for t in each.timesteps:
+            sign = x.sign()  # the data that a consistent network of two points finds
+            x = each.step((x - sign) / (t / 1000), t, x).prev_sample
+        runs.append(x)
+    assert torch.equal(scheduler.timesteps, named.timesteps) and torch.equal(*runs)
+    assert bool((runs[0].abs() - 1 < 1e-6).all())
+    assert bool((runs[0].sign() != noise(1, (500, 1)).sign()).any())  # new noise on the way
