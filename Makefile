@@ -27,6 +27,7 @@ CLIENTS := .venv-clients
 test-clients: $(CLIENTS)/.installed
 	$(CLIENTS)/bin/python -c "import diffusers, transformers, importlib.metadata as m; m.version('k-diffusion')"
 	$(CLIENTS)/bin/python -m pytest tests/clients
+	$(CLIENTS)/bin/python -m pytest -m "not slow" tests/adapters tests/benchmarks/test_peers.py
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -95,7 +96,7 @@ $(CLIENTS)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,clients]"
-	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps k-diffusion
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps k-diffusion azula einops
 	touch $@
 
 clean:
