@@ -4,10 +4,10 @@
         if sampler.peer in peers.available():
             x = sampler.run(denoiser, sigmas, x_T)
 
-Peers are optional (`pip install ".[peers]"`, `pip install --no-deps k-diffusion`); without them the table is the same
-and `available()` is empty. Each is called as its documentation says wherever that can be done; what had to be set by
-hand is said beside it. All of them run in EDM's coordinates, x = x0 + sigma * noise, from the first noise level to the
-last, without a final denoising.
+Peers are optional (`pip install ".[peers]"`, `pip install --no-deps k-diffusion azula einops`); without them the table
+is the same and `available()` is empty. Each is called as its documentation says wherever that can be done; what had to
+be set by hand is said beside it. All of them run in EDM's coordinates, x = x0 + sigma * noise, from the first noise
+level to the last, without a final denoising.
 
 Left out: k-diffusion's `dpm_fast` and `dpm_adaptive`, which place their own steps; churn, which the libraries measure
 in numbers of steps to 0; azula's `ItoSampler`, `PCSampler` and `REABSampler` (whose order is 1), which have no
