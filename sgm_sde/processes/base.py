@@ -42,6 +42,9 @@ def require_sde(sde: object) -> None:
     """Raise TypeError unless `sde` is a forward process."""
     if not isinstance(sde, SDE):
         raise TypeError(f"sde must be a forward process such as VPSDE(), got {described(sde)}")
+    for name in ("T", "eps"):
+        if not hasattr(sde, name):
+            raise TypeError(f"{type(sde).__name__} has no {name}: give T, its end, and eps, where sampling ends")
 
 
 def in_words_of_both(first: SDE, second: SDE) -> str:

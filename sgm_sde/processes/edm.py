@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import settle_range
 from sgm_sde._utils.shapes import Time, as_time
-from sgm_sde.processes.linear import _ordered
+from sgm_sde.processes.linear import in_order
 from sgm_sde.processes.ve import UnitScaleSDE, geometric_ladder
 
 
@@ -68,5 +68,5 @@ class EDMSDE(UnitScaleSDE):
 
     def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
         """Scale 1 and standard deviation sqrt(t^2 - s^2) of x_t given x_s, s <= t."""
-        s, t = _ordered(s, t)
+        s, t = in_order(s, t)
         return torch.ones_like(s + t), ((t - s) * (t + s)).sqrt()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.shapes import Time, as_time
-from sgm_sde.processes.linear import LinearSDE, _ordered
+from sgm_sde.processes.linear import LinearSDE, in_order
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class RectifiedFlowSDE(LinearSDE):
 
     def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
         """Scale (1-t)/(1-s) and standard deviation of x_t given x_s, s <= t."""
-        s, t = _ordered(s, t)
+        s, t = in_order(s, t)
         scale = (1 - t) / (1 - s)
         std = ((t - s) * (t * (1 - s) + s * (1 - t))).sqrt() / (1 - s)
         return scale, std

@@ -7,8 +7,8 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import ClassVar, Protocol
+from functools import cached_property, wraps
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from sgm_sde.processes.predictions import convert
 
 NO_SIGNAL = 1e-15  # alpha / sigma up to which alpha is the rounding of 0, as cos(pi/2) = 6e-17 is
 CUTS = 64  # parts into which a section cuts its interval
+OF_TIME = {"alpha", "sigma", "d_alpha", "d_sigma", "log_snr", "time", "rate", "g"}
 
 
 class LinearNode(ProcessNode):
@@ -121,6 +122,16 @@ def no_ladder(sde: object) -> TypeError:
     )
 
 
+def _on_tensors(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A method whose arguments, times or log-SNRs, become tensors, as torch's functions in its body need them."""
+
+    @wraps(method)
+    def call(sde: LinearSDE, *times: Time, **named: Time) -> Tensor:
+        return method(sde, *map(as_time, times), **{name: as_time(t) for name, t in named.items()})
+
+    return call
+
+
 class LinearSDE(SDE):
     r"""A process with a drift linear in the state, $dx = f(t)\,x\,dt + g(t)\,dw$.
 
@@ -144,6 +155,12 @@ class LinearSDE(SDE):
 
     marginal_kind: ClassVar[MarginalKind] = "scalar"
     keeps_float32: ClassVar[bool] = False  # whether time, alpha and sigma of noise levels in float32 are as accurate
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A subclass, whose functions of time get tensors, and are called with numbers as well."""
+        super().__init_subclass__(**kwargs)
+        for name in OF_TIME & vars(cls).keys():
+            setattr(cls, name, _on_tensors(vars(cls)[name]))
 
     @staticmethod
     @named_elsewhere(OF_PROCESSES)
@@ -267,7 +284,7 @@ class LinearSDE(SDE):
         Raises:
             ValueError: if `s` is after `t` anywhere.
         """
-        s, t = _ordered(s, t)
+        s, t = in_order(s, t)
         scale = self.alpha(t) / self.alpha(s)
         change = self.log_snr(t) - self.log_snr(s)
         std = self.sigma(t) * (-torch.expm1(change)).sqrt()
@@ -423,7 +440,12 @@ def _derivative(fn: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     return slope
 
 
-def _ordered(s: Time, t: Time) -> tuple[Tensor, Tensor]:
+def in_order(s: Time, t: Time) -> tuple[Tensor, Tensor]:
+    """The ends of a transition from s to t as tensors.
+
+    Raises:
+        ValueError: unless 0 <= s <= t, and for shapes that do not go together.
+    """
     s = as_time(s)
     t = as_time(t)
     if s.ndim and t.ndim and s.shape != t.shape:

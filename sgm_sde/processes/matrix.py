@@ -23,7 +23,7 @@ from sgm_sde.engine.program import MATRIX_PREDICTIONS
 from sgm_sde.engine.quadrature import gauss_legendre
 from sgm_sde.engine.times import require_inside
 from sgm_sde.processes.base import SDE, MarginalKind, ProcessNode
-from sgm_sde.processes.linear import _ordered, invert_log_snr
+from sgm_sde.processes.linear import in_order, invert_log_snr
 from sgm_sde.processes.vp import VPSDE
 
 MatrixOfTime = Callable[[float], npt.ArrayLike]
@@ -415,7 +415,7 @@ class MatrixSDE(SDE):
         Raises:
             ValueError: if `s` is after `t` anywhere.
         """
-        s, t = _ordered(s, t)
+        s, t = in_order(s, t)
         s = s + 0 * t  # each in the shape and dtype of both
         t = t + 0 * s
         pairs = zip(s.reshape(-1).tolist(), t.reshape(-1).tolist(), strict=True)
@@ -627,7 +627,7 @@ class RateMatrixSDE(MatrixSDE):
 
     def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
         r"""Phi and covariance (\*, k, k) of the kernel $z_t \mid z_s \sim N(\Phi z_s, \Sigma)$ for $s \le t$."""
-        s, t = _ordered(s, t)
+        s, t = in_order(s, t)
         dB = double(self.integrated_beta(t)) - double(self.integrated_beta(s))
         phi, N = self.transition_of_rate(dB)
         return phi.to(t.dtype), N.to(t.dtype)

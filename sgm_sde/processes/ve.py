@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import settle_range, table_size
 from sgm_sde._utils.shapes import Time, as_time
-from sgm_sde.processes.linear import LinearSDE, _ordered
+from sgm_sde.processes.linear import LinearSDE, in_order
 
 
 class UnitScaleSDE(LinearSDE):
@@ -104,5 +104,5 @@ class VESDE(UnitScaleSDE):
 
     def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
         """Scale 1 and standard deviation sqrt(sigma_t^2 - sigma_s^2) of x_t given x_s, s <= t."""
-        s, t = _ordered(s, t)
+        s, t = in_order(s, t)
         return torch.ones_like(s + t), self.sigma(s) * torch.expm1(2 * self._log_ratio * (t - s)).sqrt()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import settle_positive, settle_range
 from sgm_sde._utils.shapes import Time, as_time
-from sgm_sde.processes.linear import LinearSDE, MarginalAt, _ordered
+from sgm_sde.processes.linear import LinearSDE, MarginalAt, in_order
 
 
 class BetaSDE(LinearSDE):
@@ -86,7 +86,7 @@ class VariancePreservingSDE(BetaSDE):
 
     def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
         """Scale and standard deviation of x_t given x_s, s <= t."""
-        s, t = _ordered(s, t)
+        s, t = in_order(s, t)
         dB = self.integrated_beta(t) - self.integrated_beta(s)
         scale = (-dB / 2).exp()
         std = (-torch.expm1(-dB)).sqrt()

@@ -249,6 +249,44 @@ def test_schedules_of_the_user_are_inverted() -> None:
     assert math.isnan(float(own.time(torch.tensor(-50.0, dtype=F64))))
 
 
+class Angles(sg.LinearSDE):
+    """A class of the user's, of torch's functions, which take no numbers."""
+
+    T, eps = 1.0, 1e-3
+
+    def alpha(self, t: Any) -> Tensor:
+        """Signal scale."""
+        return torch.cos(1.5 * t)
+
+    def sigma(self, t: Any) -> Tensor:
+        """Noise scale."""
+        return torch.sin(1.5 * t)
+
+
+@pytest.mark.parametrize("method", ["alpha", "sigma", "d_alpha", "d_sigma", "rate", "g", "log_snr"])
+def test_classes_of_the_user_take_numbers(method: str) -> None:
+    """Times that are numbers, as those of the ends are, reach their functions as tensors, by any name."""
+    function = getattr(Angles(), method)
+    t = torch.tensor(0.3, dtype=F64)
+    assert torch.equal(function(0.3), function(t))
+    assert torch.equal(function(t=0.3), function(t))
+
+
+def test_classes_of_the_user_are_schedules() -> None:
+    """Samples, codes and densities as of the same functions given to `from_schedule`."""
+    own = Angles()
+    same = sg.LinearSDE.from_schedule(lambda t: torch.cos(1.5 * t), lambda t: torch.sin(1.5 * t))
+    assert own.prior_std == same.prior_std
+    check_sde(own)
+
+    x = torch.ones(2, 2)
+    oracle = sg.oracles.Gaussian(torch.zeros(2), 0.25)
+    drawn = [sg.sample(oracle.score(sde), sde, (2, 2), nfe=8, seed=0).x for sde in (own, same)]
+    densities = [sg.log_prob(oracle.score(sde), sde, x, eps=1e-3).value for sde in (own, same)]
+    torch.testing.assert_close(*drawn)
+    torch.testing.assert_close(*densities)
+
+
 @pytest.mark.parametrize("method", ["alpha", "sigma", "d_alpha", "d_sigma", "g", "log_snr"])
 def test_schedules_of_the_user(method: str) -> None:
     """from_schedule gives the built-in process back when given its alpha and sigma."""
