@@ -110,6 +110,21 @@ _LATER = {
     "zoo": "zoo",
 }
 
+# What others call it, by its first letters in small ones: names that look like another of ours would lead astray.
+_CALLED_ELSEWHERE = {
+    "from_eps": "'from_noise', for a network that predicts the noise",
+    "from_x0": "'from_denoiser', for a network that predicts the data",
+    "from_x_0": "'from_denoiser', for a network that predicts the data",
+    "from_data": "'from_denoiser', for a network that predicts the data",
+    "from_vel": "'from_flow', for the velocity of a flow, or 'from_v', for v-prediction",
+    "from_v_": "'from_v'",
+    "flowmatching": "'RectifiedFlowSDE'",
+    "classifierfree": "'guidance.ClassifierFree'",
+    "cfg": "'guidance.ClassifierFree'",
+    "bpd": "'bits_per_dim'",
+    "nll": "'log_prob', or of integers 'bits_per_dim'",
+}
+
 _FUNCTIONS_LATER = {"save_grid": "runs.pictures"}
 
 if TYPE_CHECKING:
@@ -164,8 +179,9 @@ else:
         ]
         if places:
             return f"; it is {places[0]}"
-        if name.startswith("from_vel"):
-            return "; did you mean 'from_flow', for the velocity of a flow, or 'from_v', for v-prediction?"
+        for known, words in _CALLED_ELSEWHERE.items():
+            if name.lower().startswith(known):
+                return f"; did you mean {words}?"
         return _did_you_mean(name, __dir__())
 
 

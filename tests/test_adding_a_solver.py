@@ -7,9 +7,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import sgm_sde as sg
 from tests.forks import ROOT
 
 SOLVER = '''"""Adams and Bashforth's method."""
@@ -134,3 +137,18 @@ def test_a_new_solver_is_two_files(copy: Path) -> None:
     tests = [f"tests/{name}" for name in WATCHED]
     tried = run(copy, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", "-k", CHOSEN, *tests)
     assert " passed" in tried.splitlines()[-1] and "failed" not in tried
+
+
+def test_a_solver_without_a_paper() -> None:
+    """One that nobody has published runs; it has a name, an order, a prediction and a step."""
+
+    class Halves(sg.Solver):
+        name, order, prediction = "halves", 1, "drift"
+
+        def step(self, k: Any) -> Any:
+            return k.x + (k.end.t - k.start.t) * k.evaluate(k.x, k.start)
+
+    score = sg.oracles.Gaussian(torch.zeros(2), 1.0).score(sg.VPSDE())
+    run = sg.sample(score, sg.VPSDE(), (4, 2), solver=Halves(), nfe=5, seed=0)
+    assert run.nfe == 5
+    assert Halves().source == ""

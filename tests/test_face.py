@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from operator import attrgetter
 from types import ModuleType
 
 import pytest
@@ -59,3 +60,19 @@ def test_the_package_imports_little() -> None:
 def test_words() -> None:
     """Docstrings open with noun phrases; replaced words and names stay out."""
     assert check_words.main([]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("from_epsilon", "from_noise"), ("from_eps", "from_noise"), ("from_x0", "from_denoiser"),
+        ("from_data", "from_denoiser"), ("from_velocity", "from_flow"), ("from_v_prediction", "from_v"),
+        ("FlowMatchingSDE", "RectifiedFlowSDE"), ("CFG", "guidance.ClassifierFree"),
+        ("ClassifierFreeGuidance", "guidance.ClassifierFree"), ("bpd", "bits_per_dim"), ("nll", "log_prob"),
+    ],
+)  # fmt: skip
+def test_names_of_others_lead_to_ours(name: str, known: str) -> None:
+    """What a network predicts above all: by spelling alone one of x_0 would be taken for one of v."""
+    with pytest.raises(AttributeError, match=rf"no attribute '{name}'; did you mean '{known}'"):
+        getattr(sg, name)
+    assert attrgetter(known)(sg)

@@ -61,6 +61,19 @@ def of_own(sde: sg.SDE) -> sg.SampleResult:
     return sg.sample(lambda x, t: -x, sde, (2, 2), solver="euler-maruyama", steps=4, seed=0, final="none")
 
 
+def without_an_end() -> sg.SDE:
+    """A process of the caller's own that says nothing of its times."""
+
+    class Endless(sg.LinearSDE):
+        def alpha(self, t: Any) -> Tensor:
+            return torch.exp(-t)
+
+        def sigma(self, t: Any) -> Tensor:
+            return t
+
+    return Endless()
+
+
 def own_solver(step: Callable[[Any], Any]) -> sg.Solver:
     """A solver of the caller's own."""
 
@@ -469,6 +482,29 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
         r"^alpha\(t\) must be finite and positive on .*, got 0\.0 at t=1: nothing is left of the data there, end "
         r"earlier, as at T=0\.999$",
     ),
+    "a process without an end": (
+        lambda: sg.from_noise(net, without_an_end()),
+        r"^Endless has no T: give T, its end, and eps, where sampling ends$",
+    ),
+    "a tensor as a solver's coefficient": (
+        lambda: drawn(SCORE, solver=own_solver(lambda k: VP.alpha(0.5) * k.x), nfe=5),
+        r"its coefficients are Python numbers, such as float\(c\), got tensor\(",
+    ),
+    "a tensor to the right of a solver's state": (
+        lambda: drawn(SCORE, solver=own_solver(lambda k: k.x / VP.alpha(0.5)), nfe=5),
+        r"its coefficients are Python numbers, such as float\(c\), got tensor\(",
+    ),
+    "a time in the place of a node": (
+        lambda: drawn(SCORE, solver=own_solver(lambda k: k.evaluate(k.x, k.start.t)), nfe=5),
+        r"^evaluate takes a node, such as k\.start, k\.end or k\.at\(t\), got the time 1\.0$",
+    ),
+    **{
+        f"a grid that is a {name}": (
+            lambda grid=grid: drawn(SCORE, grid=grid, nfe=5),
+            "^grid must be a rule's name, a rule or times, got .*: a rule of your own derives from grids.GridRule$",
+        )
+        for name, grid in {"function": lambda sde, n: [1.0, 0.001], "class": sg.grids.Uniform}.items()
+    },
     "a program that is no JSON": (lambda: sg.Program.from_json("{"), "^not the JSON of a program"),
 }  # fmt: skip
 
@@ -505,6 +541,10 @@ FUNCTIONS: dict[str, Callable[..., object]] = {
     "check_score": lambda **options: sg.testing.check_score(SCORE, torch.zeros(2, 2), **options),
     "stepper": lambda **options: sg.stepping.stepper("ddim", VP, **options),
     "bench": lambda **options: sg.bench.bench("digits", "nowhere", **options),
+    "denoising_score_matching": lambda **options: sg.training.denoising_score_matching(
+        SCORE, torch.zeros(2, 2), **options
+    ),
+    "score_matching": lambda **options: sg.training.score_matching(SCORE, torch.zeros(2, 2), **options),
     "sample": lambda **options: sg.sample(SCORE, VP, (2, 2), **options),
 }
 OF_SCORES = [name for name in FUNCTIONS if name not in ("stepper", "bench")]
@@ -549,6 +589,9 @@ ELSEWHERE = [
     ("decode", "steps", r"method=, such as sg.likelihood.FixedGrid\(100\)"),
     ("bits_per_dim", "n_probes", r"trace=, such as sg.likelihood.Hutchinson\(16\)"),
     ("log_prob", "batch", "batch_size="),
+    ("encode", "seed", "none: the flow has no noise"),
+    ("denoising_score_matching", "seed", r"generator=torch\.Generator\(\)\.manual_seed\(\.\.\.\)"),
+    ("score_matching", "weight", "weighting="),
     ("joint_log_prob", "rtol", r"method=sg.likelihood.FixedGrid\(atol=..., rtol=...\)"),
     ("elbo", "device", "data on that device"),
     ("pilot", "steps", "nfe=, a budget of network calls"),
@@ -594,6 +637,7 @@ CONSTRUCTORS: list[tuple[Callable[..., object], str, str]] = [
     (sg.likelihood.FixedGrid, "nfe", "FixedGrid.* give steps="),
     (lambda **given: sg.adapters.from_edm(net, **given), "sigma_data", r"from_edm.* sg\.adapters\.from_edm\(net\)"),
     (lambda **given: from_flow_matching(net, **given), "num_steps", "from_flow_matching.* give nfe= or steps="),
+    (lambda **given: sg.inverse.Measurement(**given), "sigma", "Measurement.* give std="),
     (sg.oracles.Gaussian, "std", r"Gaussian.* give the variance: covariance=std\*\*2"),
     *(
         (lambda make=make, **given: make(net, VP, **given), option, f"{make.__name__}.* give {words}")

@@ -56,6 +56,7 @@ OF_FLOWS = OF_NETWORKS | {
     **instead_of(TOLERANCES, "method=, such as sg.likelihood.AdaptiveFlow(rtol=...)"),
     **instead_of(("t_end", "t0", "t_min"), "eps=, the time of the data"),
     **instead_of(SAMPLES, "fewer states at a time"),
+    **instead_of(("seed", "generator"), "none: the flow has no noise"),
     "device": "states on that device, and a network there",
     "dtype": "states of that dtype",
 }
@@ -69,6 +70,11 @@ OF_BOUNDS = OF_NETWORKS | {
     **instead_of((*STEPS, "steps", "nfe"), "n_times=, the number of noise levels at which the network is called"),
     **instead_of(SAMPLES, "fewer data at a time"),
     "device": "data on that device, and a network there",
+}
+OF_LOSSES = OF_NETWORKS | {
+    "seed": "generator=torch.Generator().manual_seed(...), made once before the loop",
+    **instead_of(("loss_weight", "weight", "loss_type"), "weighting=, such as 'simple' or MinSNR(5)"),
+    "sde": "the score alone, which has its process",
 }
 OF_RUNS = {
     **instead_of(STEPS, "nfe=, the number of network calls, or steps="),

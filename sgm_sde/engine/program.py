@@ -16,7 +16,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
+from numbers import Real
 from typing import NoReturn, Protocol
+
+import torch
 
 from sgm_sde._utils.checks import described
 from sgm_sde._utils.files import JsonMapping, parse_json
@@ -358,6 +361,8 @@ class Form:
     def __mul__(self, c: Coefficient) -> Form:
         if isinstance(c, Form):
             raise TypeError(f"{_LINEAR}: two of them have no product")
+        if isinstance(c, torch.Tensor):
+            raise TypeError(f"{_LINEAR}: its coefficients are Python numbers, such as float(c), got {described(c)}")
         return Form({key: c * v for key, v in self.terms.items()})
 
     __rmul__ = __mul__
@@ -485,6 +490,8 @@ class Step:
 
     def evaluate(self, x: Form, node: Node) -> Form:
         """The model's prediction at state `x` and `node`'s time; asking again for the same costs nothing."""
+        if isinstance(node, Real):
+            raise TypeError(f"evaluate takes a node, such as k.start, k.end or k.at(t), got the time {node}")
         builder = self._builder
         stage = self._state(x, node)
         form = Form({("evals", stage): 1.0})

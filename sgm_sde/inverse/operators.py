@@ -26,6 +26,7 @@ from sgm_sde._utils.checks import (
     settle,
     sizes,
 )
+from sgm_sde._utils.elsewhere import instead_of
 from sgm_sde._utils.shapes import dot
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
 from sgm_sde.identity import Value
@@ -547,6 +548,8 @@ class Measurement(Value):
         >>> Measurement(Mask(torch.tensor([True, False])), torch.tensor([1.0, 0.0]), std=0.1)
         Measurement(Mask(1 of 2 observed), y=(2,), std=0.1)
     """
+
+    _elsewhere = instead_of(("sigma", "sigma_y", "sigma_noise", "noise", "noise_std", "noise_level"), "std=")
 
     operator: Operator
     y: Tensor

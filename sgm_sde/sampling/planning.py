@@ -111,6 +111,11 @@ class StepArguments:
 
     def _given(self, sde: SDE, times: Grid | Sequence[float], denoise: bool) -> Grid:
         """The grid of the times given."""
+        if callable(times):
+            raise TypeError(
+                f"grid must be a rule's name, a rule or times, got {described(times)}: a rule of your own derives from "
+                f"grids.GridRule"
+            )
         grid = Grid.of(times)
         others = {"nfe": self.nfe, "steps": self.steps, "t_start": self.t_start, "t_end": self.t_end}
         for name, value in others.items():

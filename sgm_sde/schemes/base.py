@@ -43,8 +43,9 @@ class _Method(Value, ABC):
     def order(self) -> int: ...
 
     @property
-    @abstractmethod
-    def source(self) -> str: ...
+    def source(self) -> str:
+        """Authors, year and arXiv number; empty for a method that is not published."""
+        return ""
 
 
 class TableauMethod(_Method):

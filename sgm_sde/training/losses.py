@@ -41,6 +41,7 @@ from sgm_sde._utils.checks import (
     one_of,
     settle,
 )
+from sgm_sde._utils.elsewhere import OF_LOSSES, named_elsewhere
 from sgm_sde._utils.ranges import refuse_unscaled
 from sgm_sde._utils.shapes import as_time, dimension, expand, flat, require_times
 from sgm_sde._utils.tree import Conditions
@@ -200,6 +201,7 @@ WEIGHTINGS: dict[str, Weighting] = {
 }
 
 
+@named_elsewhere(OF_LOSSES)
 def denoising_score_matching(
     score: Score,
     x0: Tensor,
@@ -257,6 +259,7 @@ def denoising_score_matching(
     return _weighted(error.square(), factor, weighting, score.prediction, sde, t, reduction)
 
 
+@named_elsewhere(OF_LOSSES)
 def score_matching(
     score: Score,
     x0: Tensor,
@@ -426,7 +429,9 @@ def _weighted(
 ) -> Tensor:
     """Squares (B, *) of errors of a prediction, weighted, and reduced to (B,) if they are to be."""
     if isinstance(weighting, str):
-        one_of("weighting", weighting, WEIGHTINGS)
+        if weighting not in WEIGHTINGS:
+            known = ", ".join(map(repr, WEIGHTINGS))
+            raise ValueError(f"weighting must be one of {known}, or EDM(s), MinSNR(gamma) and such, got {weighting!r}")
         weighting = WEIGHTINGS[weighting]
     elif not isinstance(weighting, Weighting) or isinstance(weighting, type):
         raise TypeError(f"weighting must be a name or a Weighting, such as MinSNR(), got {described(weighting)}")
