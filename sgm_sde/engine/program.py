@@ -489,7 +489,11 @@ class Step:
         return self._path.memory
 
     def evaluate(self, x: Form, node: Node) -> Form:
-        """The model's prediction at state `x` and `node`'s time; asking again for the same costs nothing."""
+        """The model's prediction at state `x` and `node`'s time; asking again for the same costs nothing.
+
+        Raises:
+            TypeError: for a time in the place of a node.
+        """
         if isinstance(node, Real):
             raise TypeError(f"evaluate takes a node, such as k.start, k.end or k.at(t), got the time {node}")
         builder = self._builder

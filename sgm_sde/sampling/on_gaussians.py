@@ -135,7 +135,7 @@ def mean_off(program: Program, sde: SDE, scale: float) -> float:
 def scales(sde: SDE, program: Program) -> np.ndarray:
     """The scales of data that are looked at: between the noise levels of the table's ends.
 
-    None if these are close, or if the table starts in the middle of the process or in little noise, where data may be
+    Empty if these are close, or if the table starts in the middle of the process or in little noise, where data may be
     as large as that.
     """
     levels = [kernel.noise_level for kernel in kernels(sde, (sde.T, program.times[0], program.times[-1]))]
