@@ -30,7 +30,10 @@ def as_time(t: Time) -> Tensor:
         return t
     if not isinstance(t, Real):
         raise TypeError(f"a time must be one number or a tensor, got a {type(t).__name__}")
-    number = float(t)  # NumPy compares its own in their precision
+    try:
+        number = float(t)  # NumPy compares its own in their precision
+    except OverflowError:  # of an integer or fraction
+        number = math.inf
     if not abs(number) < LARGEST:
         raise ValueError(f"a time must be finite, got {t!r}")
     return cpu_float64(number)

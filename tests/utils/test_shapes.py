@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from fractions import Fraction
+from numbers import Real
 
 import numpy as np
 import pytest
@@ -52,3 +54,9 @@ def test_times_of_numpy(kind: type[np.floating]) -> None:
         assert float(as_time(kind(0.5))) == 0.5
     with pytest.raises(ValueError, match="a time must be finite"):
         as_time(kind("inf"))
+
+
+@pytest.mark.parametrize("t", [10**400, Fraction(10**400), -(10**400)])
+def test_times_beyond_floating_point(t: Real) -> None:
+    with pytest.raises(ValueError, match="a time must be finite"):
+        as_time(t)
