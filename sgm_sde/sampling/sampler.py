@@ -44,7 +44,7 @@ from sgm_sde.sampling.parts import WatchInBlocks
 from sgm_sde.sampling.planning import DEFAULT_NFE, StepArguments, final_update, plan, require_flow, require_unused
 from sgm_sde.sampling.resolution import UnresolvedWarning, words_if_unresolved
 from sgm_sde.sampling.results import SampleResult
-from sgm_sde.sampling.scale import ScaleWarning, words_if_away, words_if_wide
+from sgm_sde.sampling.scale import ScaleWarning, words_if_away, words_if_coarse, words_if_wide
 from sgm_sde.sampling.start import PriorWarning, words_if_off_prior
 from sgm_sde.sampling.statuses import plausibility
 from sgm_sde.sampling.tokens import sample_tokens
@@ -182,7 +182,8 @@ def sample(
         UnfinishedWarning: if an adaptive solver ran out of steps or calls.
         BatchCoupledWarning: if a backend takes one step size for a batch.
         UnresolvedWarning: if samples vary by less than half the noise at the last network call.
-        ScaleWarning: if samples of the default vary by more than it takes data for, or lie far from 0, with few calls.
+        ScaleWarning: if samples of the default vary by more than it takes data for, or lie far from 0, with few calls,
+            or those of an adaptive solver vary by little more than its absolute tolerance.
         PriorWarning: if data of their place and scale are more than noise at T, where the run starts from noise alone.
         LangevinNormWarning: if Langevin's step comes from norms of few numbers.
 
@@ -271,6 +272,13 @@ def _warn_of_data(result: SampleResult, job: Job, score: Score) -> None:
     unresolved = words_if_unresolved(result.x, level, job.sde) if level else ""
     if unresolved:
         warn(unresolved, UnresolvedWarning)
+
+    solver = job.solver
+    if isinstance(solver, AdaptiveSolver):
+        coarse = words_if_coarse(result.x, level, solver.allowance)
+        if coarse:
+            warn(coarse, ScaleWarning)
+        return
 
     plain = not (score.guided or score.coupled or score.jumps)  # as it was measured
     if not (plain and job.is_default and job.program is not None):

@@ -11,6 +11,9 @@ and on data that did not. S is the standard deviation of all numbers of the samp
 The place is 0. Of data around m far from it, polynomials in the logarithm of the noise level miss what the estimates of
 the mean add to the states, $m / s$ at the noise level s, in the long steps where s is far above the scale. How far a
 run ends from where the flow goes is known of Gaussian data of that mean and scale, whatever the network.
+
+An adaptive solver errs in each step by up to its absolute tolerance, in units of the data. Of data whose scale is below
+50 times that, samples are off by some hundredths of their scale, and of data as small as the tolerance by all of it.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from sgm_sde.engine.program import Program
 from sgm_sde.processes.base import SDE
 from sgm_sde.sampling.defaults import WIDEST, scale_of_data
 from sgm_sde.sampling.on_gaussians import mean_off
-from sgm_sde.sampling.resolution import FEW_CALLS, rows_that_tell
+from sgm_sde.sampling.resolution import FEW_CALLS, ROUNDING, THE_SAME, rows_that_tell
 
 __all__ = ["ScaleWarning"]
 
@@ -31,11 +34,12 @@ LARGE = 6.0  # times the scale that the default is made for
 CALLS_AN_OCTAVE = 10.0
 AWAY = 5.0  # times their scale, above which samples are around another place than 0
 OFF = 0.15  # of the scale, by which the mean is off
+TOLERANCES = 50.0  # absolute tolerances of a step, below which a scale is small
 
 
 class ScaleWarning(UserWarning):
     """Samples vary by so much more than the default takes data for, or lie so far from 0, that it errs more than it
-    could."""
+    could, or vary by little more than the absolute tolerance of an adaptive solver."""
 
 
 def words_if_wide(samples: Tensor, nfe: int, sde: SDE) -> str:
@@ -92,4 +96,26 @@ def words_if_away(samples: Tensor, program: Program, sde: SDE) -> str:
         f"the samples lie around {mean:.3g} and vary by {scale:.3g}, and with {program.nfe} calls the default, which "
         f"takes data to be around 0, ends {off:.2g} standard deviations from Gaussian data like that: give more calls, "
         f"or what `pilot` finds, or train on data with their mean taken off"
+    )
+
+
+def words_if_coarse(samples: Tensor, level: float, atol: float) -> str:
+    """Text of a warning if samples (B, *) vary by little more than the absolute tolerance that made them, "" if not.
+
+    Args:
+        samples: the samples; of less than 16 nothing is known.
+        level: sigma / alpha at the last network call.
+        atol: absolute tolerance of a step.
+    """
+    rows = rows_that_tell(samples)
+    if rows is None:
+        return ""
+
+    scale = float(rows.var(0).mean().sqrt())
+    mean = float(rows.mean(0).square().mean().sqrt())
+    if not max(THE_SAME * mean, ROUNDING * level) < scale < TOLERANCES * atol:
+        return ""
+    return (
+        f"the samples vary by {scale:.3g}, and the absolute tolerance lets each step err by {atol:g}: give "
+        f"atol={scale / 1000:.1g}, or bring data to about unit scale"
     )

@@ -41,6 +41,7 @@ from sgm_sde.scores.model import BoundScore
 
 PI = Controller()
 DIGITS = 3  # of the steps of an SDE, binary
+LONGEST = 1.0  # step of an exponential pair in half the log-SNR
 VARIABLES = tuple(name for name, coordinate in COORDINATES.items() if coordinate.slope)
 
 
@@ -108,6 +109,14 @@ class ExponentialPair(Value):
     def fsal(self) -> bool:
         """No stage lies at the end."""
         return False
+
+    @property
+    def longest(self) -> float:
+        """A step of log-SNR in which data of a small scale hardly take shape.
+
+        Above and below their scale estimates are the same at all stages, and the difference says that any step will do.
+        """
+        return LONGEST
 
     def weights(self, h: Tensor) -> Tensor:
         """The table for steps h (b,): (stages + 2, 1 + stages, b)."""
@@ -389,6 +398,11 @@ class Adaptive(TableauMethod, AdaptiveSolver):
         )  # fmt: skip
         x, t = flow.leave(end.y[0], end.t)
         return replace(end, y=(x,), t=t)
+
+    @property
+    def allowance(self) -> float:
+        """The absolute tolerance, where a pair has no longest step."""
+        return self.atol if math.isinf(self.pair.longest) else 0.0
 
     def _attempts(self, calls: int | None) -> int:
         """The most attempts at steps that a budget of network calls covers."""

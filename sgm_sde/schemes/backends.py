@@ -100,6 +100,11 @@ class Backend(AdaptiveSolver):
         """True if its number of steps can be given."""
         return self.method in self.fixed
 
+    @property
+    def allowance(self) -> float:
+        """The absolute tolerance of an adaptive method of the flow: noise shortens the steps of others."""
+        return 0.0 if self.takes_steps or self.stochastic else self.atol
+
     def _coupled(self, problem: Problem) -> bool:
         return self.method in self.adaptive
 

@@ -402,6 +402,11 @@ class AdaptiveSolver(_Method):
     takes_steps: bool = False
     least_calls: int = 1
 
+    @property
+    def allowance(self) -> float:
+        """The error that a step may make however small the data, in their units; 0 where something else limits it."""
+        return 0.0
+
     @abstractmethod
     def run(self, problem: Problem) -> Integration:
         """Carry the states from start to end; their times are those of the process."""

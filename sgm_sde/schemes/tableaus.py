@@ -202,6 +202,11 @@ class EmbeddedTableau(Tableau):
         """Coefficient of the linear part that is integrated exactly: none."""
         return 0.0
 
+    @property
+    def longest(self) -> float:
+        """The longest step: any that the error allows."""
+        return math.inf
+
     def weights(self, h: Tensor) -> Tensor:
         """The table for steps h (b,): (stages + 1 + estimates, 1 + stages, b)."""
         table = h.new_zeros(len(self.b) + 1 + len(self.e), 1 + len(self.b))

@@ -137,7 +137,7 @@ def test_phi_of_tensors_is_phi(k: int) -> None:
 @pytest.mark.parametrize("order", [2, 3])
 def test_exponential_pairs_are_the_solvers_on_a_grid(order: int) -> None:
     """Even steps of lambda give what ExponentialRungeKutta gives on a log-SNR grid."""
-    sde, steps = sg.VPSDE(), 9
+    sde, steps = sg.VPSDE(), 12
     grid = LogSNR()(sde, steps)
     known = sg.sample(
         MIXTURE.score(sde), sde, (4, 2), solver=sg.schemes.ExponentialRungeKutta(stages=order), grid=grid, seed=0,

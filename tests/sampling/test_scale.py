@@ -14,7 +14,7 @@ from sgm_sde.sampling.on_gaussians import mean_off
 from sgm_sde.sampling.planning import plan
 from sgm_sde.sampling.resolution import UnresolvedWarning
 from sgm_sde.sampling.scale import ScaleWarning, words_if_away, words_if_wide
-from tests.conventions import case_id
+from tests.conventions import VP, case_id
 
 F64 = torch.float64
 DDPM = sg.DiscreteVPSDE(torch.linspace(1e-4, 0.02, 1000, dtype=F64))
@@ -176,3 +176,39 @@ def test_enormous_ranges_of_noise_are_no_reason_to_err_more_than_ddim(nfe: int) 
 def test_only_processes_with_noise_levels_are_made_for_a_scale(sde: Any) -> None:
     with pytest.raises(TypeError, match=r"must be a forward process|needs noise_level"):
         scale_of_data(sde)
+
+
+@pytest.mark.parametrize("sde", [sg.EDMSDE(), sg.RectifiedFlowSDE(), sg.SubVPSDE()], ids=case_id)
+def test_data_as_small_as_the_absolute_tolerance(sde: sg.LinearSDE) -> None:
+    """Told with a tolerance that serves: the error of N(0, .003^2) falls from .1 of its scale to .02."""
+    gaussian = sg.oracles.Gaussian(torch.zeros(1, dtype=F64), 0.003**2)
+    score = gaussian.score(sde)
+    x_T = gaussian.sample(64, sde, sde.T, seed=0, dtype=F64)
+    exact = gaussian.flow(x_T, sde, sde.T, sde.eps)
+    with pytest.warns(ScaleWarning, match=r"the samples vary by .*lets each step err by 0.001: give atol=") as told:
+        loose = sg.sample(score, sde, x_T=x_T, solver="dopri5", final="none")
+
+    atol = float(str(told[0].message).split("atol=")[1].split(",")[0])
+    found = sg.sample(score, sde, x_T=x_T, solver=sg.Adaptive(atol=atol), final="none")
+    assert error(loose.x, exact) > 0.1
+    assert error(found.x, exact) < 0.02
+
+
+def test_whose_absolute_tolerance_counts() -> None:
+    """That of adaptive methods of the flow alone: a longest step, fixed steps and noise limit the error of others."""
+    given = [
+        sg.Adaptive(),
+        sg.Adaptive(sg.schemes.ExponentialPair(3)),
+        sg.schemes.SciPy("RK45"),
+        sg.schemes.TorchDiffEq("rk4"),
+        sg.schemes.TorchSDE("srk"),
+        sg.schemes.GGF(),
+    ]
+    assert [solver.allowance for solver in given] == [1e-3, 0, 1e-3, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("scale", "solver"), [(0.3, "dopri5"), (0.003, "ggf"), (0.003, "exp-rk32"), (0.0, "dopri5")])
+@pytest.mark.filterwarnings("error::sgm_sde.sampling.scale.ScaleWarning")
+def test_tolerances_that_are_not_told(scale: float, solver: str) -> None:
+    """Of data of an ordinary scale, where noise or a longest step limits the error, and of one point."""
+    assert sg.sample(score_of(scale, VP), VP, (64, 1), solver=solver, seed=0).status.ok

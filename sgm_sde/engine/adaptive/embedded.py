@@ -35,6 +35,7 @@ class Pair(Protocol):
         linear: L, which the method integrates exactly; 0 for classical methods.
         c: the stages' places in the step.
         fsal: whether the last stage is the end of the step, and its evaluation the first of the next.
+        longest: the longest step, whatever its error estimate.
         source: authors and year.
     """
 
@@ -52,6 +53,8 @@ class Pair(Protocol):
     def c(self) -> tuple[float, ...]: ...
     @property
     def fsal(self) -> bool: ...
+    @property
+    def longest(self) -> float: ...
 
     def weights(self, h: Tensor) -> Tensor:
         """The coefficients for steps h (b,): (stages + 1 + errors, 1 + stages, b).

@@ -87,6 +87,7 @@ def integrate(
         max_steps=max_steps,
         controller=controller or Controller(),
         first_step=first_step,
+        longest=pair.longest,
         batch_coupled=batch_coupled,
         on_leave=on_leave,
     )

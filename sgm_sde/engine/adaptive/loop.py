@@ -164,6 +164,7 @@ def integrate_adaptive(
     max_steps: int | np.ndarray,
     controller: Controller,
     first_step: float | None = None,
+    longest: float = math.inf,
     batch_coupled: bool = False,
     on_leave: Callable[[int], None] | None = None,
 ) -> Integration:
@@ -177,10 +178,11 @@ def integrate_adaptive(
         max_steps: attempts for each sample, one number or (B,), which a stepper may lower on the way.
         controller: of the step size.
         first_step: its size; the stepper's guess if not given.
+        longest: the longest step.
         batch_coupled: one step for all samples, from the root mean square of their errors.
         on_leave: called with the number of samples that have just left the batch.
     """
-    running = _Running(stepper, controller, y, (start, end), max_steps, batch_coupled, on_leave)
+    running = _Running(stepper, controller, y, (start, end), max_steps, longest, batch_coupled, on_leave)
     known = torch.stack([finite(part) for part in y]).all(0).cpu().numpy()
     running.retire(np.where(known, ON_THE_WAY, OUTCOMES.index(NOT_FINITE)))
     running.choose_first_step(first_step)
@@ -209,6 +211,7 @@ class _Running:
         y: State,
         ends: tuple[float, float],
         max_steps: int | np.ndarray,
+        longest: float,
         batch_coupled: bool,
         on_leave: Callable[[int], None] | None,
     ) -> None:
@@ -217,6 +220,7 @@ class _Running:
         self.controller = controller
         self.end = end
         self.length = abs(end - start)
+        self.longest = min(longest, self.length)
         self.max_steps = np.broadcast_to(max_steps, len(y[0]))
         self.batch_coupled = batch_coupled
         self.on_leave = on_leave
@@ -252,7 +256,7 @@ class _Running:
             return
 
         guess = self.stepper.first_step(active, self.end) if size is None else np.full(n, size)
-        h = np.copysign(np.fmin(guess, self.length), self.end - active.u)
+        h = np.copysign(np.fmin(guess, self.longest), self.end - active.u)
         active.h = self.controller.rounded(h, self.length)
 
     def choose_step(self) -> np.ndarray:
@@ -306,7 +310,8 @@ class _Running:
         if not ok.all():
             failed = np.flatnonzero(~ok)
             factor[failed] = self.controller.after_rejection(error[failed], order)
-        return self.controller.rounded(active.h * factor, self.length)
+        size = np.clip(active.h * factor, -self.longest, self.longest)
+        return self.controller.rounded(size, self.length)
 
     def outcomes(self, ok: np.ndarray, arrives: np.ndarray) -> np.ndarray:
         """Outcome of each sample (b,), as a number of `OUTCOMES`; 0 for those that are still on their way."""
