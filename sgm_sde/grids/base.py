@@ -88,8 +88,10 @@ class GridRule(Value, ABC):
 
 def not_in_order(sde: SDE, ends: Sequence[tuple[str, float | None, float]]) -> ValueError:
     """The error for a start and an end, named, given and placed, that are not in this order within a process."""
-    (_, _, start), _ = ends
+    (_, first, start), (_, last, end) = ends
     words = in_words_of_table(sde, start) if start > sde.T else ""
+    if start == end and first != last:
+        words = f": both are {start} up to rounding in single precision"
     return ValueError(f"need 0 <= t_end < t_start <= T = {sde.T}, got {_of_ends(ends)}{words}")
 
 

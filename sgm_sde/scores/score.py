@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 Network = Callable[..., Tensor]  # net(x, label, **kwargs): its output (B, *) at states (B, *) and labels (B,)
 FADED = 0.5  # of alpha at eps, by which alpha at T is smaller where the signal fades
+ROWS_SEEN = 16  # of the state, compared before and after the first call
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -116,6 +117,7 @@ class Score(Value, ReachesNetwork):
     branches: int = 1
     recordable: bool = True
     parts: tuple[Score, ...] = ()
+    _seen: bool = False  # a call, and that the network left its input as it was
 
     def __init__(
         self,
@@ -291,6 +293,7 @@ class Score(Value, ReachesNetwork):
         kwargs.pop(ROWS, None)  # for a score around this one, or beside it
         kwargs = bare(kwargs) if kwargs else kwargs
         version = None if x.is_inference() else x._version
+        first = None if self._seen else _first_rows(x)
         inputs = (x, t) if self._as_it_is else self._inputs(x, t)
         try:
             out = self.net(*inputs, **kwargs)
@@ -306,11 +309,13 @@ class Score(Value, ReachesNetwork):
             )
         if not out.is_floating_point():
             raise ValueError(f"the network must return floating-point numbers, got dtype {out.dtype}")
-        if version is not None and x._version != version:
+        counted = version is not None and x._version != version
+        if counted or (first is not None and _differ(x, first)):
             raise ValueError(
                 "the network changed its input in place, which is the state of the run: let it work on x.clone(), and "
                 "give a first nn.ReLU no inplace=True"
             )
+        self._seen = True
 
         state, *label = inputs
         require_asked(lambda x: self.net(x, *label, **kwargs), state, out, kwargs, self.net)
@@ -605,6 +610,23 @@ def as_density(score_fn: ScoreFn, sde: SDE) -> Score:
             f"than 1 or in an interval is not: a likelihood under it would be that of nothing"
         )
     return score
+
+
+def _first_rows(x: Tensor) -> Tensor | None:
+    """A copy of the first rows of x where NumPy could write into it, None where not, or where it has no memory."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    return x[:ROWS_SEEN].detach().clone()
+
+
+def _differ(x: Tensor, first: Tensor) -> bool:
+    """True if the first rows of x are no longer those: `x.numpy()` and `x.data` write past the version counter."""
+    rows = x[: len(first)].detach()
+    same = (rows == first) | (first != first)
+    try:
+        return not bool(same.all())
+    except RuntimeError:  # under vmap
+        return False
 
 
 def _holds_score(value: object) -> bool:

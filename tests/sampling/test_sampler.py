@@ -442,6 +442,11 @@ def test_every_argument_of_sample_matters(name: str, pairs: list[tuple[dict[str,
             r"takes 200 network calls \(100 a step, 100 once a run",
         ),
         (
+            {"t_start": VP.eps * (1 + 1e-9)},
+            ValueError,
+            "both are 0.001 up to rounding in single precision",
+        ),
+        (
             {"t_start": 5.0},
             ValueError,
             r"need 0 <= t_end < t_start <= T = .*, got t_start=5.0; t_end is .* if not given",
@@ -837,7 +842,9 @@ def test_the_loop_reads_nothing_back(name: str, grad: bool) -> None:
     solver, grid = SAMPLERS[name], sg.grids.LogSNR()(VP, 4)
     program = solver.compile(VP, grid)
     shift = torch.ones(3, requires_grad=grad)
-    model = bind(sg.from_noise(lambda x, t: torch.tanh(x) + shift, VP), VP, grid.times)
+    score = sg.from_noise(lambda x, t: torch.tanh(x) + shift, VP)
+    score(torch.ones(2, 3), 0.5)  # the first call looks at its input, on the CPU alone
+    model = bind(score, VP, grid.times)
     hooks = solver.hooks(VP, grid, model, stream(2, "corrector"), mean=False)
     with torch.set_grad_enabled(grad), Readbacks() as reads:
         got = execute(program, torch.ones(2, 3), model, stream(2), hooks=hooks, grad=grad).x
@@ -1275,6 +1282,33 @@ def test_a_network_may_not_change_its_input(solver: str | None, mode: AbstractCo
     with mode, warnings.catch_warnings(), pytest.raises(ValueError, match="changed its input in place"):
         warnings.simplefilter("ignore")
         sg.sample(score, VP, (3, 2), solver=solver, seed=0)
+
+
+def through_numpy(x: Tensor) -> Tensor:
+    """What a network of NumPy may do to the memory of its state."""
+    array = x.numpy()
+    array *= 0.9
+    return torch.from_numpy(array.copy())
+
+
+def through_data(x: Tensor) -> Tensor:
+    return x.data.mul_(0.9).clone()
+
+
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a score of no data
+@pytest.mark.parametrize("solver", [None, "heun", "dpm++2m", "pc", "dopri5"])
+@pytest.mark.parametrize("change", [through_numpy, through_data])
+def test_memory_that_is_written_past_autograd(solver: str | None, change: Callable[[Tensor], Tensor]) -> None:
+    """By NumPy or `x.data`, which no version counter sees: said at the first call."""
+    score = sg.from_noise(lambda x, t: change(x), VP)
+    with pytest.raises(ValueError, match="changed its input in place"):
+        sg.sample(score, VP, (3, 2), solver=solver, seed=0)
+
+
+def test_states_that_are_no_numbers_are_not_changed() -> None:
+    score = sg.from_noise(lambda x, t: x, VP)
+    assert bool(score(torch.full((2, 2), math.nan), 0.5).isnan().all())
+    assert torch.func.vmap(lambda x: sg.from_noise(lambda x, t: x, VP)(x, 0.5))(torch.ones(2, 1, 2)).shape == (2, 1, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
