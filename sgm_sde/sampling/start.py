@@ -17,6 +17,10 @@ $$ \sum_k \lambda_k\Big[\frac{(\alpha_T v_k^\top m)^2}{\sigma_T^2(1 + u_k^2)} +
    \Big(1 - \frac1{\sqrt{1 + u_k^2}}\Big)^2\Big] > \tfrac1{16}\sum_k \lambda_k, \qquad
    u_k^2 = \frac{\alpha_T^2\lambda_k}{\sigma_T^2} . $$
 
+On a matrix process $\mu^\top C^{-1}\mu$, of the kernel $N(\mu x_0, C)$ at T, takes the place of
+$\alpha_T^2/\sigma_T^2$: what is left of the data may lie in the velocities alone. By the reverse SDE the mean is off by
+just that, over $\sqrt{1 + u^2}$; by the flow it may be off by less.
+
 Data all of whose noised modes but one lie beyond the noise that a run starts from lose the others, and their samples
 tell nothing of it.
 """
@@ -47,14 +51,13 @@ class PriorWarning(ImplausibleWarning):
 
 def words_if_off_prior(samples: Tensor, sde: SDE) -> str:
     """Text of a warning if samples (B, *) of a run from the prior are off by what data leave at T, "" if not."""
-    signal, prior_std = scales_at_T(sde)
+    share = share_at_T(sde)
     if has_matrix_marginal(sde):
         samples = samples[:, 0]
-    if samples.is_meta or not samples.numel() or not 0 < signal < math.inf:
+    if samples.is_meta or not samples.numel() or not 0 < share < math.inf:
         return ""
     rows = flat(samples.detach())
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    share = signal / prior_std
 
     n, d = rows.shape
     few = d <= FEW_NUMBERS
@@ -76,8 +79,7 @@ def words_if_off_prior(samples: Tensor, sde: SDE) -> str:
 
 def words_if_data_off_prior(x0: Tensor, sde: LinearSDE) -> str:
     """Text of a warning if runs from the prior miss data (n, *) by what the data leave at T, "" if not."""
-    signal, prior_std = scales_at_T(sde)
-    off = _off_of_data(flat(x0.detach()).double(), signal / prior_std)
+    off = _off_of_data(flat(x0.detach()).double(), share_at_T(sde))
     if not off > OFF:
         return ""
     missed = f"these data {_left(sde)}; runs start from noise alone, so that their samples are off by some {off:.2g}"
@@ -88,8 +90,22 @@ def words_if_data_off_prior(x0: Tensor, sde: LinearSDE) -> str:
     return f"{missed} of the data's standard deviation, whatever the solver: {cure}"
 
 
+def share_at_T(sde: SDE) -> float:
+    """What is left of the data at T, in standard deviations of the noise: alpha / sigma, or of a matrix process the
+    square root of mu^T C^-1 mu of its kernel."""
+    if has_matrix_marginal(sde):
+        mu, covariance = sde.kernel(sde.T)
+        return math.sqrt(max(float(mu @ torch.linalg.solve(covariance, mu)), 0.0))
+    signal, prior_std = scales_at_T(sde)
+    return signal / prior_std
+
+
 def _left(sde: SDE) -> str:
     """Words for what there is at T beside noise."""
+    if has_matrix_marginal(sde):
+        return (
+            f"are not only noise at T: a unit of them is {share_at_T(sde):.2g} standard deviations of the noise there"
+        )
     signal, prior_std = scales_at_T(sde)
     return (
         f"are not only noise at T: alpha = {signal:.2g} of them is left there, beside noise of standard deviation "

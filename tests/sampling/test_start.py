@@ -128,3 +128,15 @@ def test_data_of_unit_scale_are_hidden(sde: sg.LinearSDE) -> None:
     x0 = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
     x0[:, :4] = 5.0
     assert not words_if_data_off_prior(x0, sde)
+
+
+@pytest.mark.parametrize(("mass", "friction"), [(0.25, None), (4.0, 1.0), (16.0, 2.0)])
+def test_what_velocities_keep_of_the_data(mass: float, friction: float | None) -> None:
+    """Little may be left in the positions at T, and much in the velocities, so that means are off: -1.2 of 2, -1.9."""
+    sde = sg.CLD(mass=mass) if friction is None else sg.CLD(mass=mass, friction=friction)
+    score = sg.oracles.Gaussian(torch.full((1,), 2.0), 1.0).score(sde)
+    told = caught(score, sde, (64, 2, 1), solver="heun2", steps=60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PriorWarning)
+        off = 2 - float(sg.sample(score, sde, (512, 2, 1), solver="heun2", steps=60, seed=0).x[:, 0].mean())
+    assert bool(told) == (off > 0.25)
