@@ -20,7 +20,7 @@ import sgm_sde as sg
 from sgm_sde.engine.executor import execute
 from sgm_sde.grids import LogSNR, Quadratic
 from sgm_sde.testing import output_law
-from tests.conventions import some_slow
+from tests.conventions import case_id, some_slow
 from tests.helpers import ALL, F64, LINEAR, bind
 
 PROCESSES = [name for name in LINEAR if name != "schedule"]
@@ -109,6 +109,29 @@ def test_the_law_of_annealed_langevin(process: str) -> None:
     exact = torch.hypot(sde.alpha(end) * STD[:4], sde.sigma(end))
     assert float(((mean - sde.alpha(end) * MEAN[:4]) / exact).abs().max()) < 0.02
     assert float((std / exact - 1).abs().max()) < OWN_BIAS["annealed-langevin"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sde"),
+    [
+        ("er-sde1", sg.VPSDE(beta_max=100.0)),
+        ("er-sde2", sg.VPSDE(beta_max=100.0)),
+        ("er-sde3", sg.VPSDE(beta_max=100.0)),
+        ("er-sde3", sg.EDMSDE(sigma_max=1e12)),
+        ("sa-solver", sg.VPSDE(T=10.0)),
+    ],
+    ids=case_id,
+)
+def test_the_law_from_next_to_no_signal(name: str, sde: sg.LinearSDE) -> None:
+    """Noise levels of 1e11, and times without any signal above a window of noise, are no ends of a formula."""
+    start = min(sde.T, 2.0) if isinstance(sde, sg.VPSDE) else sde.T
+    times = sg.grids.LogSNR()(sde, 400, t_start=start).times
+    grid = sg.Grid([sde.T, *times[start == sde.T :]])
+    mean, std = output_law(name, sde, MEAN[2:4], STD[2:4], grid)
+    end = grid.times[-1]
+    exact = torch.hypot(sde.alpha(end) * STD[2:4], sde.sigma(end))
+    assert float(((mean - sde.alpha(end) * MEAN[2:4]) / exact).abs().max()) < 0.05
+    assert float((std / exact - 1).abs().max()) < 0.05
 
 
 # --- Monte Carlo -----------------------------------------------------------------------------------------------------

@@ -181,6 +181,8 @@ class Calibration(Setting):
         """Ratio of the error to that off the shelf."""
         if not self.is_fitted:
             return "the best setting off the shelf"
+        if not shelf.rmse:
+            return "as off the shelf, where nothing is off"
         ratio = shelf.rmse / first.rmse if first.rmse else math.inf
         if ratio >= 1.1:
             return f"{ratio:.2g} times less than the best setting off the shelf ({shelf.rmse:.3e})"

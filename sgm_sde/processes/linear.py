@@ -53,7 +53,13 @@ class LinearNode(ProcessNode):
         self.d_sigma = d_sigma
 
     def at_reduced_noise(self, noise_level: float) -> LinearNode:
-        """A node of the same alpha and a smaller noise level: at no time of the process, but a step may end there."""
+        """A node of the same alpha and a smaller noise level: at no time of the process, but a step may end there.
+
+        Raises:
+            ZeroDivisionError: for a level that is not positive and finite, as where alpha or sigma vanishes.
+        """
+        if not 0 < noise_level < math.inf:
+            raise ZeroDivisionError(f"a node of the noise level {noise_level} has no log-SNR")
         sigma = self.alpha * noise_level
         return LinearNode(self.sde, math.nan, self.alpha, sigma, math.nan, math.nan, -2 * math.log(noise_level))
 

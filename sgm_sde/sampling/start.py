@@ -91,8 +91,8 @@ def words_if_data_off_prior(x0: Tensor, sde: LinearSDE) -> str:
 
 
 def share_at_T(sde: SDE) -> float:
-    """What is left of the data at T, in standard deviations of the noise: alpha / sigma, or of a matrix process the
-    square root of mu^T C^-1 mu of its kernel."""
+    """Size of a unit of the data at T, in standard deviations of the noise there: alpha / sigma, or of a matrix process
+    the square root of mu^T C^-1 mu of its kernel."""
     if has_matrix_marginal(sde):
         mu, covariance = sde.kernel(sde.T)
         return math.sqrt(max(float(mu @ torch.linalg.solve(covariance, mu)), 0.0))

@@ -166,6 +166,8 @@ class Exponential(Solver):
         low, high = self.window
         if not eta or (low <= t.noise_level and s.noise_level <= high):
             return eta
+        if t.noise_level >= high or s.noise_level <= low:
+            return 0.0
         inside = math.log(min(s.noise_level, high) / max(t.noise_level, low)) / (t.lam - s.lam)
         return eta * math.sqrt(max(inside, 0.0))
 
@@ -192,7 +194,7 @@ class _Predicted(NamedTuple):
 
 
 def _er_log_scale(s: Values) -> Values:
-    return np.log(s) + np.log(np.exp(s**0.3) + 10)
+    return np.log(s) + np.logaddexp(s**0.3, math.log(10))
 
 
 LOG_SCALES: dict[str, Callable[[Values], Values]] = {"er": _er_log_scale}

@@ -135,7 +135,13 @@ class LinearPart(ABC):
         return self._along.half_log_snr(sde, coordinate)
 
     def between(self, k: Step, s: Node, t: Node, fraction: float) -> Node:
-        """The node at a fraction of the way from s to t in `variable`."""
+        """The node at a fraction of the way from s to t in `variable`.
+
+        Raises:
+            ZeroDivisionError: where there is no signal at either, which one time is as good as another for.
+        """
+        if not (s.alpha or t.alpha):
+            raise ZeroDivisionError("alpha is 0 at both ends of the step")
         a = self.coordinate(s)
         b = self.coordinate(t)
         return k.at(self._along.time(s.sde, a + fraction * (b - a)))

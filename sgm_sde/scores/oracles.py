@@ -112,7 +112,8 @@ class Oracle(Constructed, ABC):
             tensor of shape (B,).
 
         Raises:
-            ValueError: for points of another shape than the data's.
+            ValueError: for points of another shape than the data's; without noise for data that have a direction of
+                variance 0, or of one that the dtype of x has no room for.
         """
         require_kernel(sde)
         if has_matrix_marginal(sde):
@@ -120,14 +121,22 @@ class Oracle(Constructed, ABC):
 
         self._require_event(x)
         alpha, sigma = self._kernel(x, sde, t)
-        if self.is_singular and not x.is_meta and bool((sigma == 0).any()):
-            raise ValueError(f"{type(self).__name__} with a direction of variance 0 has no density without noise")
+        least = self.least_variance
+        if least < torch.finfo(x.dtype).tiny and not x.is_meta and bool((sigma == 0).any()):
+            if not least:
+                raise ValueError(f"{type(self).__name__} with a direction of variance 0 has no density without noise")
+            raise ValueError(f"a direction of variance {least:.3g} is too narrow for {x.dtype}: give x in float64")
         return self._log_prob(x, alpha, sigma)
+
+    @property
+    def least_variance(self) -> float:
+        """The least variance of the data in any direction."""
+        return float(self.variances.min())
 
     @property
     def is_singular(self) -> bool:
         """True if some direction has variance 0."""
-        return bool((self.variances == 0).any())
+        return self.least_variance == 0
 
     @staticmethod
     def _kernel(x: Tensor, sde: LinearSDE | None, t: Time) -> tuple[Tensor, Tensor]:
@@ -444,9 +453,9 @@ class Mixture(Oracle):
         self.weights = w / w.sum()
 
     @property
-    def is_singular(self) -> bool:
-        """True if some direction of a component has variance 0."""
-        return any(component.is_singular for component in self.components)
+    def least_variance(self) -> float:
+        """The least variance of a component in any direction."""
+        return min(component.least_variance for component in self.components)
 
     @property
     def mean(self) -> Tensor:

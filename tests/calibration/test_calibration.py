@@ -714,6 +714,14 @@ def test_what_is_off_the_shelf_is_kept_too(tmp_path: Path) -> None:
         assert (again.solver, again.grid) == (setting.solver, setting.grid) and again.errors == found.errors
 
 
+def test_where_nothing_is_off_nothing_is_better(calibrated: sg.calibration.Calibrations) -> None:
+    """Of data at a point, of which every setting makes the exact samples."""
+    errors = [replace(one, rmse=0.0, stderr=0.0, median=0.0, worst=0.0) for one in calibrated[4].errors]
+    found = sg.Calibration(errors, 4)
+    assert found.is_fitted
+    assert "as off the shelf, where nothing is off" in str(found)
+
+
 def test_files_that_are_none(calibrated: sg.calibration.Calibrations, tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     calibrated.save(path)

@@ -251,3 +251,12 @@ def test_solvers_without_a_hash_are_compiled_too() -> None:
 
     with pytest.raises(TypeError, match="something else"):
         Wrong().compile(EDM, grid)
+
+
+@pytest.mark.parametrize("name", ["rectified3", "dpm++2s-ancestral", "heun", "ancestral"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_steps_without_signal_are_told_in_words(name: str) -> None:
+    """On a process without any signal at the first times."""
+    sde = sg.VPSDE(T=10.0)
+    with pytest.raises(ValueError, match=r"divides by zero in the step from t=10\.0 to t=9\.8"):
+        sg.solvers()[name].compile(sde, sg.grids.Uniform()(sde, 50))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ import sgm_sde as sg
 from sgm_sde._utils import lock as lock_module
 from sgm_sde.identity import measured
 from sgm_sde.runs import store as module
-from sgm_sde.runs.store import Store, read_manifest, read_run, read_shard
+from sgm_sde.runs.store import Store, read_manifest, read_run, read_shard, write_atomically
 from tests.conventions import case_id
 from tests.forks import ENV
 
@@ -533,3 +534,15 @@ def test_a_model_is_checked(options: dict[str, object], text: str) -> None:
 
     with pytest.raises(ValueError, match=text):
         sg.models.Model(**({"name": "m", "score": score, "sde": sde, "shape": (3,)} | options))  # type: ignore[arg-type]
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the system does not name, and nothing is left of it."""
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/found\.json'"):
+        write_atomically(tmp_path / "found.json", b"{}")
+    assert not list(tmp_path.iterdir())

@@ -227,6 +227,18 @@ def test_without_spread_there_is_no_density(oracle: sg.oracles.Oracle) -> None:
     assert bool(oracle.log_prob(torch.zeros(1, 2), VP, 0.1).isfinite())
 
 
+@pytest.mark.parametrize(
+    "make",
+    [lambda s: sg.oracles.Gaussian(torch.zeros(1), s**2), lambda s: sg.oracles.GaussianMixture(torch.zeros(1, 1), s)],
+)
+def test_variances_that_single_precision_has_no_room_for(make: Callable[[float], sg.oracles.Oracle]) -> None:
+    """A standard deviation of 1e-25 has the square 1e-50, which float32 rounds to 0."""
+    with pytest.raises(ValueError, match=r"a direction of variance 1e-50 is too narrow for torch\.float32"):
+        make(1e-25).log_prob(torch.zeros(1, 1))
+    value = float(make(1e-25).log_prob(torch.zeros(1, 1, dtype=F64)))
+    assert value == pytest.approx(-math.log(1e-25) - 0.5 * math.log(2 * math.pi), rel=1e-12)
+
+
 TILTED = sg.oracles.Gaussian(torch.tensor([0.2, -0.3]), torch.tensor([[1.09, 0.8], [0.8, 1.25]]))
 
 
