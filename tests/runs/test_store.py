@@ -507,11 +507,19 @@ def test_weights_tell_networks_apart() -> None:
     assert sg.models.Model("m", sg.from_score(lambda x, t: -x, sde), sde, (2,)).weights == ""
 
 
+class OfTwo(nn.Module):
+    """A network without weights."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x
+
+
 def test_a_network_of_several_processes_is_refused() -> None:
     """Its module is what makes a model."""
     sde = sg.VPSDE()
     wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
     nn.Module.__init__(wrapped)
+    wrapped.module = OfTwo()
     with pytest.raises(ValueError, match=r"pass net.module"):
         sg.models.Model("m", sg.from_noise(wrapped, sde), sde, (3,))
 
