@@ -90,6 +90,7 @@ class SamplingFunction:
             return model(y.to(x.dtype), sigma.to(x.dtype), **arguments)
 
         bound = BoundScore(from_denoiser(denoiser, sde), sde, (last, sde.T))
+        solver.look_at(bound.score)
         noise = _noise(solver, program, x, seeds, noise_sampler, s_noise)
         corrections = NoiseStream(seeds, "corrector", first)
         hooks = solver.hooks(sde, grid, bound, corrections, mean=self.solver.ends_in_data)

@@ -21,7 +21,7 @@ from sgm_sde.grids import RULES, Distilled, Grid, GridRule, Shifted
 from sgm_sde.identity import from_spec, spec
 from sgm_sde.processes import LinearSDE, RectifiedFlowSDE
 from sgm_sde.sampling.defaults import Setting, default_setting
-from sgm_sde.sampling.planning import FINALS
+from sgm_sde.sampling.planning import FINALS, solver_of
 from sgm_sde.sampling.stepping import Stepper, require_output, require_steppable, stepper
 from sgm_sde.schemes import TCD, Consistency, Solver, resolve
 from sgm_sde.scores.score import taken_for_bare
@@ -230,7 +230,7 @@ class SolverScheduler:
         starts = run.begins
         if index in starts:
             rest = [t for t in run.program.times if t <= run.times[index]]
-            later = self._stepper(_alone(self._solver), self._sde, rest)
+            later = self._stepper(solver_of(self._solver), self._sde, rest)
             if later.times == run.times[index:]:
                 return later
 
@@ -596,14 +596,9 @@ def _checked_grid(grid: Grid | GridRule | str | list[float] | None) -> Grid | Gr
     return grid
 
 
-def _alone(solver: Solver | Setting) -> Solver:
-    """The solver of a setting, or the solver itself."""
-    return solver.solver if isinstance(solver, Setting) else solver
-
-
 def _without_grid(solver: Solver | Setting) -> Solver:
     """The solver alone, which calls the network at the last of the times that are given, too."""
-    return _alone(solver).ending_in_a_state()
+    return solver_of(solver).ending_in_a_state()
 
 
 def _times_of_levels(sde: LinearSDE, levels: Tensor) -> list[float]:

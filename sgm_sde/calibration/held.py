@@ -190,5 +190,6 @@ def _farthest(x: Tensor, center: Tensor) -> float:
 
 
 def _reach(ends: Sequence[Tensor], center: Tensor) -> float:
-    """The largest of several `_farthest`; what comes after the first may be no number, and does not count then."""
-    return max(_farthest(x, center) for x in ends)
+    """The largest of several `_farthest`, of those that are numbers."""
+    reached = (_farthest(x, center) for x in ends)
+    return max((far for far in reached if not math.isnan(far)), default=math.nan)

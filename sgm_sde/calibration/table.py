@@ -13,16 +13,14 @@ from torch import Tensor
 from sgm_sde._utils.checks import numbers
 from sgm_sde._utils.shapes import cpu_float64
 from sgm_sde.calibration.network import check_network, is_process
-from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.node import Process
-from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.engine.times import same_time
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE
 from sgm_sde.schemes.base import Solver
-from sgm_sde.scores.model import BoundScore
+from sgm_sde.scores.score import Score
 
 
 @dataclass(frozen=True)
@@ -187,15 +185,9 @@ class Calibrated(Solver):
         """Its own levels."""
         return FittedLevels(self.table.levels)
 
-    def hooks(self, sde: SDE, grid: Grid, model: BoundScore, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
-        """None; but this is where it meets a network, which it looks at."""
-        check_network(self.network, model.score, self.name)
-        return ()
-
-    @property
-    def has_hooks(self) -> bool:
-        """False: nothing runs at the nodes."""
-        return False
+    def look_at(self, score: Score) -> None:
+        """Warn of another network than the one it was fitted to."""
+        check_network(self.network, score, self.name)
 
     def step(self, k: Step) -> Form:
         """The next row."""

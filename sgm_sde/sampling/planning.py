@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sgm_sde import grids
 from sgm_sde._utils.checks import MOST_STEPS, check_integer, described, moment, one_of, table_size
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DEFAULT_NFE = 50
 FINALS = ("denoise", "mean", "none")
+
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,11 @@ def _require_declared(solver: Solver, program: Program) -> None:
         )
 
 
+def solver_of(given: Setting | Given) -> Solver | Given:
+    """The solver of a setting; what else was given as a solver, as it is."""
+    return given.solver if isinstance(given, Setting) else given
+
+
 def require_flow(score: Score, solver: Solver | AdaptiveSolver | Setting | str, program: Program | None = None) -> None:
     """Raise ValueError for a flow of coupled pairs and a solver that does more than follow it.
 
@@ -191,7 +198,7 @@ def require_flow(score: Score, solver: Solver | AdaptiveSolver | Setting | str, 
     """
     if not score.coupled:
         return
-    method = resolve_any(solver.solver if isinstance(solver, Setting) else solver)
+    method = resolve_any(solver_of(solver))
     if not follows_a_flow(method, program):
         require_score(score, f"{called(method, solver)}, which adds noise or corrects by the score,")
 

@@ -41,7 +41,15 @@ from sgm_sde.sampling.on_grid import run_on_grid
 from sgm_sde.sampling.options import Execution, Record
 from sgm_sde.sampling.own_steps import run_adaptive
 from sgm_sde.sampling.parts import WatchInBlocks
-from sgm_sde.sampling.planning import DEFAULT_NFE, StepArguments, final_update, plan, require_flow, require_unused
+from sgm_sde.sampling.planning import (
+    DEFAULT_NFE,
+    StepArguments,
+    final_update,
+    plan,
+    require_flow,
+    require_unused,
+    solver_of,
+)
 from sgm_sde.sampling.resolution import UnresolvedWarning, words_if_unresolved
 from sgm_sde.sampling.results import SampleResult
 from sgm_sde.sampling.scale import ScaleWarning, words_if_away, words_if_coarse, words_if_wide
@@ -227,6 +235,8 @@ def sample(
 
     job = begin(score, sde, start, asked, noise) if resume is None else resumed(resume, sde, start, asked, noise)
     require_flow(score, job.solver if solver is None else solver, job.program)
+    if isinstance(job.solver, Solver):
+        job.solver.look_at(score)
     _require_applicable(job, recorded, execution, noise)
     _require_without_values(job, execution, log_prob)
     if score.dtype is None and job.dtype != job.state_dtype:
@@ -321,7 +331,7 @@ def _along_flow(asked: StepArguments, others: Mapping[str, object], execution: E
         "compile": execution.compile or None,
         "parallel": execution.parallel,
     }
-    along.require_states_of_flow(asked.solver.solver if isinstance(asked.solver, Setting) else asked.solver)
+    along.require_states_of_flow(solver_of(asked.solver))
     by_steps = asked.nfe is None and not (asked.by_rule and asked.steps is None)
     budget = DEFAULT_NFE if asked.nfe is None else asked.nfe
     nfe, final = along.solver_arguments(budget, by_steps, asked.final, others)

@@ -222,6 +222,9 @@ class Solver(_Method):
         """
         return ()
 
+    def look_at(self, score: Score) -> None:
+        """Warn of a network that the solver was not made for; most are made for any."""
+
     def reach(self, sde: LinearSDE, grid: Grid) -> float:
         """The norm in units of the data by which a guided solver moves samples of a sound network at most, if known."""
         return math.inf
@@ -337,6 +340,10 @@ class WrappedSolver(Solver):
     def hooks(self, sde: SDE, grid: Grid, model: BoundScore, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
         """Callbacks at the nodes of the solver inside."""
         return self.solver.hooks(sde, grid, model, noise, mean=mean)
+
+    def look_at(self, score: Score) -> None:
+        """Warn of a network that the solver inside was not made for."""
+        self.solver.look_at(score)
 
     @property
     def has_hooks(self) -> bool:

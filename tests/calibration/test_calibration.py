@@ -1295,6 +1295,17 @@ def test_networks_without_a_module_are_known_by_their_tensors(as_oracle: bool) -
         sg.sample(score(2.0), sde, (4, 1), solver=solver, seed=0)
 
 
+def test_another_network_is_told_once() -> None:
+    """Of a run in parts."""
+    sde = sg.VPSDE()
+    fitted, other = (sg.oracles.GaussianMixture(torch.tensor([[-m], [m]]), 0.3).score(sde) for m in (1.0, 2.0))
+    solver = sg.calibration.Calibrated(DDIM_IN_ONE, process_of(sde), network_of(fitted))
+    with pytest.warns(sg.calibration.CalibrationWarning) as told:
+        sg.sample(other, sde, (4, 1), solver=solver, seed=0, execution=sg.Execution(batch_size=1))
+    assert len(told) == 1
+    assert not solver.has_hooks
+
+
 def test_a_grid_beside_a_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"bring their own grids.*leave @karras out"):
         bench("digits", tmp_path, solvers=["table.json@karras"], nfe=[4], n=20)
