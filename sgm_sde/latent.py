@@ -30,6 +30,7 @@ from sgm_sde._utils.checks import (
     require_function,
     sizes,
 )
+from sgm_sde._utils.elsewhere import OF_DENSITIES
 from sgm_sde._utils.inputs import network_inputs
 from sgm_sde._utils.shapes import dimension, expand, flat
 from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
@@ -179,8 +180,8 @@ class LatentScoreModel:
         needed = ("encode", "decode", "config")
         if not all(hasattr(autoencoder, name) for name in needed):
             raise TypeError(f"an autoencoder has encode, decode and config, got {type(autoencoder).__name__}")
-        if decoder_std is not None and not (math.isfinite(decoder_std) and decoder_std > 0):
-            raise ValueError(f"decoder_std must be positive and finite, got {decoder_std}")
+        if decoder_std is not None:
+            decoder_std = number("decoder_std", decoder_std, above=0)
         scale, shift = _scale_and_shift(autoencoder.config)
 
         def encoder(x: Tensor) -> Normal:
@@ -257,7 +258,7 @@ class LatentScoreModel:
 
         Source: Vahdat, Kreis & Kautz, 2021, arXiv:2106.05931, theorem 1.
         """
-        known_arguments("bound", options, (*keywords(log_prob), *keywords(LatentScoreModel.bound)))
+        known_arguments("bound", options, (*keywords(log_prob), *keywords(LatentScoreModel.bound)), OF_DENSITIES)
         if isinstance(method, Method):
             options = {"method": method, **options}
             method = "flow"
@@ -275,7 +276,7 @@ class LatentScoreModel:
         """The log-density of latents under the prior, by a method with its own options."""
         if method == "flow":
             if n_times is not None:
-                raise ValueError(f"n_times={n_times!r} is of method='weighted': the flow has steps=")
+                raise ValueError(f"n_times={n_times!r} is of method='weighted': the flow has method=FixedGrid(steps)")
             return partial(log_prob, self.score, self.sde, eps=eps, **options)
 
         if options:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,6 +120,12 @@ def test_a_decoder_of_whole_numbers_has_bits() -> None:
     assert abs(float(off.mean())) < 4 * float(off.std()) / math.sqrt(50)
 
 
+def of_autoencoder(std: Any) -> sg.latent.LatentScoreModel:
+    """A model around an autoencoder that is not called."""
+    autoencoder = SimpleNamespace(encode=None, decode=None, config=None)
+    return sg.latent.LatentScoreModel.from_diffusers(autoencoder, PRIOR.score(SDE), SDE, decoder_std=std)
+
+
 BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda: linear(lambda x: Laplace(x, 1.0)).bound(X), TypeError, "must return a Normal or a pair.*got Laplace"),
     (lambda: linear(lambda x: Normal(x[:2, :2], 1.0)).bound(X), ValueError, r"latents \(2, 2\) for 400 samples"),
@@ -133,6 +140,10 @@ BAD: list[tuple[Any, type[Exception], str]] = [
         TypeError,
         "encode, decode and config, got Identity",
     ),
+    (lambda: linear().bound(X, n_times=4), ValueError, r"of method='weighted': the flow has method=FixedGrid\(steps\)"),
+    (lambda: linear().bound(X, steps=4), TypeError, r"no argument 'steps': give method=, such as .*FixedGrid\(100\)"),
+    (lambda: of_autoencoder("a"), TypeError, "decoder_std must be one number, got 'a'"),
+    (lambda: of_autoencoder(0.0), ValueError, "decoder_std must be positive and finite, got 0.0"),
 ]
 
 
