@@ -71,8 +71,7 @@ def map_leaves(
         >>> map_leaves(lambda path, leaf: leaf + 1 if path[-1] == "b" else leaf, {"a": [1, {"b": 2}], "c": None})
         {'a': [1, {'b': 3}], 'c': None}
     """
-    is_leaf = leaves(value) if callable(leaves) else isinstance(value, leaves)
-    parts = None if is_leaf else children(value)
+    parts = _parts(value, leaves)
     if parts is None:
         return change(path, value)
 
@@ -80,19 +79,25 @@ def map_leaves(
     return value if all(changed[name] is parts[name] for name in parts) else with_parts(value, changed)
 
 
-def each_leaf(value: object, path: Path = ()) -> Iterator[tuple[Path, object]]:
-    """The leaves with their paths.
+def each_leaf(value: object, leaves: Leaves = (Tensor,), path: Path = ()) -> Iterator[tuple[Path, object]]:
+    """The leaves with their paths; arguments are those of `map_leaves`.
 
     Examples:
         >>> list(each_leaf({"a": [1, {"b": 2}]}))
         [(('a', 0), 1), (('a', 1, 'b'), 2)]
     """
-    parts = None if isinstance(value, Tensor) else children(value)
+    parts = _parts(value, leaves)
     if parts is None:
         yield path, value
         return
     for name, part in parts.items():
-        yield from each_leaf(part, (*path, name))
+        yield from each_leaf(part, leaves, (*path, name))
+
+
+def _parts(value: object, leaves: Leaves) -> dict[str | int, object] | None:
+    """The parts of a container; None for a leaf, which may be one."""
+    is_leaf = leaves(value) if callable(leaves) else isinstance(value, leaves)
+    return None if is_leaf else children(value)
 
 
 def shown(path: Path) -> str:

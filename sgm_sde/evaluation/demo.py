@@ -134,7 +134,7 @@ def run(out: Path, *, n: int = 1000, seed: int = 0, progress: bool = True) -> st
 
     (out / "table.md").write_text(table + "\n")
     _write(out / "results.json", figures)
-    _draw_samples(pictures, real[:20], out / "samples.png")
+    _draw_strips(pictures | {"real digits": real[:20]}, out / "samples.png", (10, 0.62 * (len(pictures) + 1)))
     _draw_curves(rows, floor, out / "curves.png")
     return f"{table}\n\nWritten to {out}: table.md, results.json, samples.png, curves.png"
 
@@ -295,10 +295,6 @@ def _require_matplotlib() -> None:
     except ImportError as error:
         raise ImportError('the demo draws its figures with matplotlib: pip install "sgm_sde[bench]"') from error
     matplotlib.use("Agg")
-
-
-def _draw_samples(pictures: dict[str, Tensor], real: Tensor, path: Path) -> None:
-    _draw_strips(pictures | {"real digits": real}, path, (10, 0.62 * (len(pictures) + 1)))
 
 
 def _draw_strips(rows: dict[str, Tensor], path: Path, size: tuple[float, float]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -135,14 +135,10 @@ class GridFlow(Nodes):
         return execute(self.program, x, model, NoNoise(), grad=torch.is_grad_enabled()).x
 
 
-def fixed_grid(sde: LinearSDE, *options: Any) -> GridFlow:
-    """A `GridFlow`, kept where processes can be told apart."""
-    return _fixed_grid(sde, *options)
-
-
 @cached(maxsize=64)
-def _fixed_grid(sde: LinearSDE, *options: Any) -> GridFlow:
-    return GridFlow(sde, *options)
+def fixed_grid(sde: LinearSDE, eps: float, steps: int, s: float, to_noise: bool = True) -> GridFlow:
+    """A `GridFlow`, kept where processes can be told apart."""
+    return GridFlow(sde, eps, steps, s, to_noise)
 
 
 def first_grid(sde: LinearSDE, eps: float, s: float) -> int:

@@ -16,7 +16,6 @@ from sgm_sde.engine.executor import Loop
 from sgm_sde.engine.lowering import Conversion, lower
 from sgm_sde.engine.matrix import Diagonal, times
 from sgm_sde.engine.noise import NoiseSource, NoiseStream, SampleSeeds, resolve_seeds
-from sgm_sde.engine.program import Program
 from sgm_sde.engine.status import Status
 from sgm_sde.engine.times import in_words_of_table
 from sgm_sde.engine.tokens import Column, TokenProgram, align
@@ -29,7 +28,7 @@ from sgm_sde.sampling.diagnosis import Watch, listed, size_of_start, strange_sta
 from sgm_sde.sampling.job import StartArguments
 from sgm_sde.sampling.on_gaussians import is_unsuited
 from sgm_sde.sampling.parts import Joined, models_of, slices_of
-from sgm_sde.sampling.planning import require_flow
+from sgm_sde.sampling.planning import require_flow, table_of
 from sgm_sde.sampling.results import SampleResult
 from sgm_sde.sampling.statuses import NonFiniteWarning, plausibility
 from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
@@ -76,7 +75,7 @@ def sample_tokens(
     model = BoundScore(score, sde, (lowest, highest), model_kwargs)
     require_rows(model.kwargs, batch)
 
-    aligned = align(t, lambda column: _compiled(method, sde, column, final))
+    aligned = align(t, lambda column: table_of(method, sde, Grid(column), final))
     require_flow(score, solver, aligned.program)
     denoises = final == "denoise" and not method.ends_in_data
     slices = slices_of(batch, batch_size)
@@ -288,11 +287,6 @@ def _method(solver: Solver | AdaptiveSolver | Setting | str) -> Solver:
             f"it has no times for each token"
         )
     return found
-
-
-def _compiled(method: Solver, sde: SDE, column: tuple[float, ...], final: str) -> Program:
-    program = method.compile(sde, Grid(column))
-    return method.end_in_mean(program) if final == "mean" else program
 
 
 def _conversion(

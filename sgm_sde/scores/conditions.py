@@ -208,13 +208,9 @@ def is_named(path: Path, named: Collection[Path]) -> bool:
 
 def require_rows(kwargs: Conditions, batch: int) -> None:
     """Raise ValueError where something that is marked as one row per sample is not."""
-
-    def check(path: Path, leaf: object) -> object:
+    for path, leaf in each_leaf(kwargs, LEAVES):
         if isinstance(leaf, PerSample):
             _marked(path, leaf, batch)
-        return leaf
-
-    map_leaves(check, kwargs, LEAVES)
 
 
 def require_numbers(kwargs: Conditions) -> None:
@@ -291,15 +287,7 @@ def with_marks_inside(value: Conditions) -> Arguments:
 
 def has_rows_of_samples(value: object) -> bool:
     """True if what a score keeps has a tensor that may have one row per sample."""
-    found: list[bool] = []
-
-    def look(_: Path, leaf: object) -> object:
-        many = (count_of(leaf) or 0) > 1
-        found.append(many or isinstance(leaf, PerSample))
-        return leaf
-
-    map_leaves(look, value, is_leaf)
-    return any(found)
+    return any(isinstance(leaf, PerSample) or (count_of(leaf) or 0) > 1 for _, leaf in each_leaf(value, is_leaf))
 
 
 @overload
@@ -448,10 +436,7 @@ def _marked(path: Path, mark: Mark, batch: int) -> object:
 
 def has_rows(resolved: Conditions) -> bool:
     """True if any of the network's arguments from `resolve` has one row per sample."""
-    found: list[bool] = []
-    given = {name: value for name, value in resolved.items() if name != ROWS}
-    map_leaves(lambda _, leaf: found.append(isinstance(leaf, PerSample)), given, LEAVES)
-    return any(found)
+    return any(isinstance(leaf, PerSample) for path, leaf in each_leaf(resolved, LEAVES) if path[0] != ROWS)
 
 
 def map_rows(change: Callable[[Path, Rows], Rows], resolved: Conditions) -> Arguments:
