@@ -616,15 +616,14 @@ def _first_rows(x: Tensor) -> Tensor | None:
     """A copy of the first rows of x where NumPy could write into it, None where not, or where it has no memory."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return None
-    return x[:ROWS_SEEN].detach().clone()
+    return x[:ROWS_SEEN].clone()  # with its gradient: whoever looks for networks that cut theirs sees this, too
 
 
 def _differ(x: Tensor, first: Tensor) -> bool:
     """True if the first rows of x are no longer those: `x.numpy()` and `x.data` write past the version counter."""
-    rows = x[: len(first)].detach()
-    same = (rows == first) | (first != first)
+    rows = x[: len(first)]
     try:
-        return not bool(same.all())
+        return not torch.equal(rows.nan_to_num(), first.nan_to_num())
     except RuntimeError:  # under vmap
         return False
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import sgm_sde as sg
 from sgm_sde.scores.gradient import Cuts, is_compiled, lost_share
 from tests.helpers import F64
 
@@ -36,6 +37,7 @@ WHOLE = {
     "a mask": lambda x: torch.where(x > 0, x, 0.1 * x),
     "kinks": torch.relu,
     "no state": lambda x: x + torch.arange(2).detach().round(),
+    "a score's own look at its first call": lambda x: sg.from_score(lambda x, t: -x, sg.VPSDE())(x, 0.5),
 }
 
 
