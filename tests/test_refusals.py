@@ -535,6 +535,10 @@ FUNCTIONS: dict[str, Callable[..., object]] = {
         SCORE, VP, torch.zeros(2, 2).byte(), n_levels=2, data_range=(-1, 1), **options
     ),
     "joint_log_prob": lambda **options: sg.likelihood.joint_log_prob(JOINT, CLD, torch.zeros(2, 2, 2), **options),
+    "log_posterior": lambda **options: sg.likelihood.log_posterior(
+        SCORE, VP, torch.zeros(2, 2), torch.zeros(3, 1), lambda x: -x.square().sum(1), **options
+    ),
+    "velocity_bound": lambda **options: sg.likelihood.velocity_bound(JOINT, CLD, torch.zeros(2, 2), **options),
     "elbo": lambda **options: sg.elbo(SCORE, VP, torch.zeros(2, 2), **options),
     "pilot": lambda **options: sg.pilot(SCORE, VP, (2, 2), nfe=5, **options),
     "calibrate": lambda **options: sg.calibrate(SCORE, VP, (2, 2), nfe=5, **options),
@@ -590,6 +594,8 @@ ELSEWHERE = [
     ("bits_per_dim", "n_probes", r"trace=, such as sg.likelihood.Hutchinson\(16\)"),
     ("log_prob", "batch", "batch_size="),
     ("encode", "seed", "none: the flow has no noise"),
+    ("log_posterior", "steps", r"method=, such as sg.likelihood.FixedGrid\(100\)"),
+    ("velocity_bound", "steps", r"method=, such as sg.likelihood.FixedGrid\(100\)"),
     ("denoising_score_matching", "seed", r"generator=torch\.Generator\(\)\.manual_seed\(\.\.\.\)"),
     ("score_matching", "weight", "weighting="),
     ("joint_log_prob", "rtol", r"method=sg.likelihood.FixedGrid\(atol=..., rtol=...\)"),

@@ -332,7 +332,7 @@ def choose_probe_basis(
         >>> choose_probe_basis(oracle.score(sde), sde, oracle.sample(8, seed=0), seed=0).basis
         'dct'
     """
-    known_arguments("choose_probe_basis", options, (*keywords(log_prob), *keywords(choose_probe_basis)))
+    known_arguments("choose_probe_basis", options, (*keywords(log_prob), *keywords(choose_probe_basis)), OF_DENSITIES)
     fixed = {"trace", "enable_grad"} & options.keys()
     if fixed:
         raise ValueError(f"a pilot sets {', '.join(sorted(fixed))} itself")

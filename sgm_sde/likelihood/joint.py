@@ -457,7 +457,7 @@ def velocity_bound(
         >>> bound.value.shape
         torch.Size([3])
     """
-    known_arguments("velocity_bound", options, (*keywords(joint_log_prob), "n_draws"))
+    known_arguments("velocity_bound", options, (*keywords(joint_log_prob), "n_draws"), OF_JOINT_TRACES)
     n_draws = require_count("n_draws", n_draws)
     instance_of("sde", sde, MatrixSDE, "a process with a matrix, such as CLD()")
     x = check_points(x)

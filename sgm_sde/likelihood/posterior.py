@@ -20,15 +20,15 @@ from sgm_sde._utils.checks import (
     known_arguments,
     not_finite,
     number,
-    require_floating,
     require_function,
 )
+from sgm_sde._utils.elsewhere import OF_DENSITIES
 from sgm_sde._utils.shapes import flat
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood.checks import check_points
 from sgm_sde.likelihood.flow import log_prob
 from sgm_sde.processes.linear import LinearSDE
-from sgm_sde.scores.composition import paired
+from sgm_sde.scores.composition import number_of, paired
 from sgm_sde.scores.conditions import PerSample
 
 
@@ -101,17 +101,14 @@ def log_posterior(
         1.5
     """
     theta = check_points(theta, "theta")
-    require_floating("observations", observations)
+    n = number_of(observations)
     require_function("log_prior", log_prior, "from parameters (B, *) to log-densities (B,)", 1)
     instance_of("argument", argument, str, "a text")
-    n = len(observations) if observations.ndim else 0
-    if n == 0:
-        raise ValueError(f"observations must be (n, *) with n of at least 1, got shape {tuple(observations.shape)}")
     prior = log_prior(theta)
     check_per_sample_scalar("log_prior", prior, len(theta))
 
     many, y = paired(theta, observations)
-    known_arguments("log_posterior", options, (*keywords(log_prob), "argument"))
+    known_arguments("log_posterior", options, (*keywords(log_prob), "argument"), OF_DENSITIES)
     found = log_prob(score_fn, sde, many, model_kwargs={argument: PerSample(y)}, **options)
     each = found.value.view(len(theta), n)
     stderr = found.stderr.view(len(theta), n)

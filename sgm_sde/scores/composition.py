@@ -62,7 +62,7 @@ def compose_posteriors(
         >>> round(float(score(torch.zeros(1, 1), torch.tensor([1e-5]))), 2)  # of N(1, 1 / 3) at 0
         3.0
     """
-    n = _number_of(observations)
+    n = number_of(observations)
     require_function("prior_score", prior_score, "from parameters (B, *) to scores (B, *)", 1)
     single = require_score(as_density(score_fn, sde), "compose_posteriors")
 
@@ -78,7 +78,13 @@ def compose_posteriors(
     return from_score(score, sde)
 
 
-def _number_of(observations: Tensor) -> int:
+def number_of(observations: Tensor) -> int:
+    """The number of observations (n, *), at least one.
+
+    Raises:
+        TypeError: for what is not floating.
+        ValueError: for none.
+    """
     require_floating("observations", observations)
     n = len(observations) if observations.ndim else 0
     if n == 0:
