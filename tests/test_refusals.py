@@ -482,6 +482,22 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
         r"^alpha\(t\) must be finite and positive on .*, got 0\.0 at t=1: nothing is left of the data there, end "
         r"earlier, as at T=0\.999$",
     ),
+    "a score inside of a solver for measurements": (
+        lambda: sg.inverse.DPS(SCORE, sg.inverse.Measurement(sg.inverse.BlockAverage(2), torch.zeros(1, 1), 0.1)),
+        r"^DPS goes around a solver, sample\(score, \.\.\., solver=DPS\('ddim', measurement\)\), got Score\(",
+    ),
+    "a solver for measurements by its name": (
+        lambda: drawn(SCORE, solver="RePaint", nfe=5),
+        r"^unknown solver 'RePaint': what comes nearest is sg\.inverse\.RePaint\('ancestral', measurement\), around",
+    ),
+    "an adaptive method by its name": (
+        lambda: sg.Adaptive("tsit5"),
+        r"^pair must be an embedded pair, such as sgm_sde\.schemes\.DOPRI5, got 'tsit5'$",
+    ),
+    "a corrector by its name": (
+        lambda: sg.PredictorCorrector("ddim", "langevin"),
+        r"^corrector must be a Corrector, such as Langevin\(snr=0\.16\), got 'langevin'$",
+    ),
     "a process without an end": (
         lambda: sg.from_noise(net, without_an_end()),
         r"^Endless has no T: give T, its end, and eps, where sampling ends$",

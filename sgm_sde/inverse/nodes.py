@@ -54,6 +54,12 @@ class AtNodes(WrappedSolver):
 
     def __init__(self, solver: Solver | str, measurement: Measurement) -> None:
         require_measurement(measurement)
+        if isinstance(solver, Score):
+            name = type(self).__name__
+            raise TypeError(
+                f"{name} goes around a solver, sample(score, ..., solver={name}('ddim', measurement)), "
+                f"got {described(solver)}"
+            )
         settle(self, solver=resolve(solver), measurement=measurement)
 
     order = 0

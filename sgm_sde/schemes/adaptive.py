@@ -369,7 +369,9 @@ class Adaptive(TableauMethod, AdaptiveSolver):
     def __post_init__(self) -> None:
         check_tolerances(self.rtol, self.atol, self.max_steps)
         if not isinstance(self.pair, Pair):
-            raise TypeError(f"pair must be an embedded pair, such as DOPRI5, got {described(self.pair)}")
+            raise TypeError(
+                f"pair must be an embedded pair, such as sgm_sde.schemes.DOPRI5, got {described(self.pair)}"
+            )
         if self.first_step is not None:
             settle(self, first_step=number("first_step", self.first_step, above=0))
         one_of("variable", self.variable, (None, *VARIABLES))

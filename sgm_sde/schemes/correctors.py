@@ -362,7 +362,7 @@ class PredictorCorrector(WrappedSolver):
         order = order if sequence is None else sequence
         predictor = resolve(predictor, "predictor")
         if not isinstance(corrector, Corrector):
-            raise TypeError(f"corrector must be a Corrector, got {described(corrector)}")
+            raise TypeError(f"corrector must be a Corrector, such as Langevin(snr=0.16), got {described(corrector)}")
         one_of("order", order, ("PC", "CP"))
         settle(self, predictor=predictor, corrector=corrector, sequence=order)
 

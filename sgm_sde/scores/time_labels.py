@@ -170,6 +170,10 @@ def flow(scale: float = 1.0) -> TimeLabel:
 def flow_from_noise(scale: float = 1.0) -> TimeLabel:
     """scale * (1 - t), for networks whose time runs from noise to data (Lipman et al., 2022, arXiv:2210.02747).
 
+    Such a network predicts the flow towards the data, the negative of what `from_flow` takes:
+    `from_flow(lambda x, t: -net(x, t), sde, time_label=flow_from_noise())`, which is
+    `adapters.from_flow_matching(net, from_noise=True)`.
+
     Raises:
         TypeError, ValueError: for a scale that is no positive number.
 

@@ -79,7 +79,9 @@ def _check_shapes(sde: SDE, times: Tensor) -> str:
         _check_batch(sde, x, times[:: len(times) // 5][:5])
 
     at_one = torch.ones(len(times), 1, dtype=F64)
-    _require_finite("f", sde.f(at_one, times)[:, 0], times)
+    nothing_left = has_scalar_marginal(sde) and float(sde.alpha(sde.T)) == 0
+    words = f": nothing is left of the data there, end earlier, as at T={0.999 * sde.T:g}" if nothing_left else ""
+    _require_finite("f", sde.f(at_one, times)[:, 0], times, words)
     _require_finite("g", sde.g(times), times)
     return "f and g keep the shapes of x and t and are finite on (eps, T]"
 
@@ -97,11 +99,11 @@ def _check_batch(sde: SDE, x: Tensor, t: Tensor) -> None:
     _agree("f with t of shape (B,)", flat(f).sum(1), flat(apart).sum(1), t, 1e-9)
 
 
-def _require_finite(name: str, value: Tensor, times: Tensor) -> None:
+def _require_finite(name: str, value: Tensor, times: Tensor, words: str = "") -> None:
     bad = ~torch.isfinite(value)
     if bool(bad.any()):
         i = int(bad.nonzero()[0])
-        raise CheckError(f"{name} is {value[i].item()} at t={times[i].item():.6g}")
+        raise CheckError(f"{name} is {value[i].item()} at t={times[i].item():.6g}{words}")
 
 
 def _check_prior(sde: SDE, n: int, seed: int) -> str:

@@ -652,3 +652,27 @@ def test_schedules_are_checked() -> None:
         ScheduleSDE(torch.ones_like, torch.ones_like)
     with pytest.raises(ValueError, match=r"sigma\(t\) must be finite and positive"):
         ScheduleSDE(torch.ones_like, lambda t: t, eps=0.0)
+
+
+class ToPureNoise(sg.LinearSDE):
+    """Nothing is left of the data at T."""
+
+    T, eps = 2.0, 1e-3
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t / 2
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t / 2
+
+
+def test_a_process_that_ends_in_pure_noise_is_told_where_to_end() -> None:
+    """Its drift is infinite there, which alone says nothing of what to do."""
+    words = "^f is -inf at t=2: nothing is left of the data there, end earlier, as at T=1.998$"
+    with pytest.raises(CheckError, match=words):
+        check_sde(ToPureNoise())
+
+    class Earlier(ToPureNoise):
+        T = 1.998
+
+    assert len(check_sde(Earlier())) == 7
