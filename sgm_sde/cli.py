@@ -152,7 +152,7 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
         "--model", choices=("digits", "fashion"), default="digits", help="shipped network (%(default)s)"
     )
     parser.add_argument(
-        "--out", type=_folder, default=Path("sgm_sde_demo"), help="folder for the results (%(default)s)"
+        "--out", type=folder_to_write, default=Path("sgm_sde_demo"), help="folder for the results (%(default)s)"
     )
     parser.add_argument("--n", type=int, help="samples for each entry (1000), or images of clothes (64)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples (%(default)s)")
@@ -176,7 +176,9 @@ def _demo(args: argparse.Namespace) -> int:
 def _run_options(parser: argparse.ArgumentParser, seed: bool = True) -> None:
     """Options shared by `sample`, `likelihood` and `bench`."""
     parser.add_argument("--model", required=True, help="a shipped model, MODULE:FACTORY, or a diffusers folder")
-    parser.add_argument("--out", type=_folder, required=True, help="folder for the results; a run there is resumed")
+    parser.add_argument(
+        "--out", type=folder_to_write, required=True, help="folder for the results; a run there is resumed"
+    )
     parser.add_argument("--batch", type=int, default=64, help="size of a batch (%(default)s)")
     if seed:
         parser.add_argument("--seed", type=int, default=0, help="seed (%(default)s)")
@@ -201,7 +203,7 @@ def _part(text: str) -> tuple[int, int]:
 
 def _merge_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="folders with parts of one run")
-    parser.add_argument("--out", type=_folder, required=True, help="folder for the whole")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="folder for the whole")
 
 
 def _merge(args: argparse.Namespace) -> int:
@@ -382,11 +384,6 @@ def _numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"integers such as 5,10,20, got {described(text)}") from None
 
 
-def _folder(text: str) -> Path:
-    """A folder for results, that is no file."""
-    return folder_to_write(text)
-
-
 def _bench_options(parser: argparse.ArgumentParser) -> None:
     _run_options(parser, seed=False)
     parser.set_defaults(batch=500)
@@ -529,7 +526,11 @@ def _calibrate_options(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=512, help="samples in a network call, at most (%(default)s)")
     add("--reference-nfe", type=int, metavar="CALLS", help="calls of an exact sample (64 to 1024, as many as needed)")
     add("--time-limit", type=float, metavar="SECONDS", help="end where the fit is by then")
-    add("--checkpoint", type=_folder, help="folder that keeps the parts of a run, instead of OUT.parts, which goes")
+    add(
+        "--checkpoint",
+        type=folder_to_write,
+        help="folder that keeps the parts of a run, instead of OUT.parts, which goes",
+    )
     add("--quiet", action="store_true", help="no progress bar")
 
 

@@ -6,6 +6,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -469,11 +470,9 @@ class LinearMap(_Function, LinearOperator):
 
         self._tried = False
         for dtype in (torch.float64, torch.float32):
-            if not self._tried:
-                try:
-                    self._try(torch.empty(2, *self.shape, dtype=dtype, device="cpu"))
-                except RuntimeError:  # tensors of another dtype or device in the function: tried at its first call
-                    continue
+            with suppress(RuntimeError):  # tensors of another dtype or device in the function: tried at its first call
+                self._try(torch.empty(2, *self.shape, dtype=dtype, device="cpu"))
+                break
 
     def _try(self, like: Tensor) -> None:
         """Raise ValueError unless the function is linear on random numbers like these."""

@@ -206,7 +206,7 @@ def sample(
             failed = [first + i for i in result.status.samples]
             return tensors, {"nfe": result.nfe, "rows": result.network_evals, "failed": failed}
 
-        job = _Job(settings, ("n",), {"program": table}, n, batch, size, work, "sample")
+        job = _Job(settings, work, growing=("n",), notes={"program": table})
         return _run(team, readable(folder), job, part, progress)
 
 
@@ -359,7 +359,7 @@ def likelihood(
             values = {"bits_per_dim": result.per_image, "draws": result.repeats.T}
             return values, {"nfe": result.nfe, "protocol": result.protocol}
 
-        job = _Job(settings, (), None, n, batch, size, work, "likelihood")
+        job = _Job(settings, work)
         return _run(team, readable(folder), job, part, progress)
 
 
@@ -420,7 +420,7 @@ def merge(folders: Sequence[Path | str], out: Path | str) -> Report:
         for folder, manifest in manifests.items():
             store.require_same(folder, manifest)
 
-        cuts = _cuts(settings["n"], settings["batch"], settings["sample_bytes"])
+        cuts = _cuts(settings)
         entries: dict[str, Entry] = {}
         found = 0
         for k, cut in enumerate(cuts):
@@ -467,39 +467,32 @@ def _holds(entry: Entry | None, cut: tuple[int, int]) -> bool:
 
 @dataclass(frozen=True)
 class _Job:
-    """A run's computation: settings, batches, and the function of one batch.
+    """A run's computation: its settings, and the function of one batch.
 
     Attributes:
-        settings: what it depends on.
+        settings: what it depends on, the cuts of the samples into batches and shards among it, and the command.
+        work: computes the batch of the samples from the first number up to the last.
         growing: names of settings that may be larger in a later call.
         notes: entries of the manifest from the start.
-        n: number of samples.
-        batch: samples in a batch.
-        sample_bytes: bytes saved for one.
-        work: computes the batch of the samples from the first number up to the last.
-        command: kind of run, a key of `_SUMMARIES`.
     """
 
     settings: JsonMapping
-    growing: tuple[str, ...]
-    notes: JsonMapping | None
-    n: int
-    batch: int
-    sample_bytes: int
     work: Callable[[int, int], Shard]
-    command: str
+    growing: tuple[str, ...] = ()
+    notes: JsonMapping | None = None
 
     def shard(self, begin: int, end: int, after_batch: Callable[[int], None]) -> Shard:
         """All batches of a shard, one after the other."""
         results: list[Shard] = []
-        for first in range(begin, end, self.batch):
-            last = min(first + self.batch, end)
+        batch = self.settings["batch"]
+        for first in range(begin, end, batch):
+            last = min(first + batch, end)
             results.append(self.work(first, last))
             after_batch(last - first)
 
         names = results[0][0]
-        tensors = {name: torch.cat([batch[name] for batch, _ in results]) for name in names}
-        summarize, _ = _SUMMARIES[self.command]
+        tensors = {name: torch.cat([computed[name] for computed, _ in results]) for name in names}
+        summarize, _ = _SUMMARIES[self.settings["command"]]
         return tensors, {"samples": [begin, end], **summarize([info for _, info in results])}
 
 
@@ -532,16 +525,19 @@ _SUMMARIES: dict[str, tuple[Callable[..., JsonObject], Callable[..., JsonObject]
 }
 
 
-def _cuts(n: int, batch: int, sample_bytes: int) -> list[tuple[int, int]]:
+def _cuts(settings: JsonMapping) -> list[tuple[int, int]]:
     """The first sample of each shard, and the one after its last.
 
     Shards grow with what is before them, up to `SHARD_BYTES` or `SHARD_BATCHES`, so that a short run has enough of them
     to share, and a long one not too many. Where they begin does not depend on n.
 
     Examples:
-        >>> _cuts(10, 4, 12), len(_cuts(10**6, 64, 256)), len(_cuts(10**7, 64, 256))
-        ([(0, 4), (4, 8), (8, 10)], 455, 1005)
+        >>> _cuts({"n": 10, "batch": 4, "sample_bytes": 12})
+        [(0, 4), (4, 8), (8, 10)]
+        >>> [len(_cuts({"n": n, "batch": 64, "sample_bytes": 256})) for n in (10**6, 10**7)]
+        [455, 1005]
     """
+    n, batch, sample_bytes = (settings[name] for name in ("n", "batch", "sample_bytes"))
     largest = max(1, min(SHARD_BATCHES, SHARD_BYTES // (batch * sample_bytes)))
     cuts = []
     begin = 0
@@ -571,7 +567,7 @@ def _part(part: tuple[int, int] | None) -> tuple[int, int]:
 def _run(team: Team, folder: Path, job: _Job, part: tuple[int, int] | None, progress: bool) -> Report:
     """Compute the shards that are missing, each process one after the other, and complete the manifest."""
     started = time.perf_counter()
-    cuts = _cuts(job.n, job.batch, job.sample_bytes)
+    cuts = _cuts(job.settings)
     k, n_parts = _part(part)
     shards = range(k, len(cuts), n_parts)
     own = [cuts[k] for k in shards]
@@ -594,7 +590,7 @@ def _run(team: Team, folder: Path, job: _Job, part: tuple[int, int] | None, prog
         result: JsonObject = {}
         if team.rank == 0 and part is None:
             entries = _reported(team, shards)
-            result = _complete(store, job.command, entries)
+            result = _complete(store, job.settings["command"], entries)
         found = team.count("found")
 
         # The others wait here: none leaves before the manifest is written.
@@ -603,7 +599,7 @@ def _run(team: Team, folder: Path, job: _Job, part: tuple[int, int] | None, prog
         else:
             team.hear("complete")
 
-    n_batches = sum(_n_batches(cut, job.batch) for cut in own)
+    n_batches = sum(_n_batches(cut, job.settings["batch"]) for cut in own)
     seconds = time.perf_counter() - started
     return Report(folder, total, n_batches, found, seconds, result)
 
@@ -615,7 +611,7 @@ def _shard(team: Team, store: Store, job: _Job, name: str, cut: tuple[int, int],
         tensors, info = job.shard(*cut, update)
         return store.save(name, tensors, info)
 
-    team.count("found", _n_batches(cut, job.batch))
+    team.count("found", _n_batches(cut, job.settings["batch"]))
     update(cut[1] - cut[0], True)
     return entry
 
@@ -664,7 +660,7 @@ def _progress(team: Team, total: int, job: _Job, progress: bool) -> Iterator[Cal
     from tqdm.auto import tqdm
 
     shown = progress and team.rank == 0
-    unit = {"sample": "sample", "likelihood": "image"}[job.command]
+    unit = {"sample": "sample", "likelihood": "image"}[job.settings["command"]]
     with tqdm(total=total, unit=unit, disable=not shown) as bar:
 
         def update(more: int = 0, found: bool = False) -> None:

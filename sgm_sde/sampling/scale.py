@@ -54,7 +54,7 @@ def words_if_wide(samples: Tensor, nfe: int, sde: SDE) -> str:
     if rows is None or nfe <= FEW_CALLS:
         return ""
 
-    scale = float(rows.var(0).mean().sqrt())
+    _, scale = _place_and_scale(rows)
     made_for = scale_of_data(sde)
     large = LARGE * made_for
     if not large < scale < math.inf:
@@ -84,8 +84,7 @@ def words_if_away(samples: Tensor, program: Program, sde: SDE) -> str:
     if rows is None or program.nfe <= FEW_CALLS:
         return ""
 
-    scale = float(rows.var(0).mean().sqrt())
-    mean = float(rows.mean(0).square().mean().sqrt())
+    mean, scale = _place_and_scale(rows)
     if not 0 < AWAY * scale < mean < math.inf:
         return ""
 
@@ -111,11 +110,17 @@ def words_if_coarse(samples: Tensor, level: float, atol: float) -> str:
     if rows is None:
         return ""
 
-    scale = float(rows.var(0).mean().sqrt())
-    mean = float(rows.mean(0).square().mean().sqrt())
+    mean, scale = _place_and_scale(rows)
     if not max(THE_SAME * mean, ROUNDING * level) < scale < TOLERANCES * atol:
         return ""
     return (
         f"the samples vary by {scale:.3g}, and the absolute tolerance lets each step err by {atol:g}: give "
         f"atol={scale / 1000:.1g}, or bring data to about unit scale"
     )
+
+
+def _place_and_scale(rows: Tensor) -> tuple[float, float]:
+    """The distance of rows (n, d) from 0, and their standard deviation, each over all numbers together."""
+    mean = rows.mean(0).square().mean().sqrt()
+    scale = rows.var(0).mean().sqrt()
+    return float(mean), float(scale)

@@ -736,7 +736,7 @@ def test_wrappers_take_solvers_by_name() -> None:
         sg.Restart("dimm")
     with pytest.raises(TypeError, match="predictor must be a name or a Solver, got the class DDIM: call it"):
         sg.PredictorCorrector(sg.DDIM, sg.Langevin())  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="corrector must be a Corrector, .*, got the class Langevin: call it"):
+    with pytest.raises(TypeError, match=r"corrector must be a Corrector, .*, got the class Langevin: call it"):
         sg.PredictorCorrector("ddim", sg.Langevin)  # type: ignore[arg-type]
 
 
