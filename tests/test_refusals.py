@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import sgm_sde as sg
 from sgm_sde import cli
 from sgm_sde.adapters import from_flow_matching
+from sgm_sde.runs import distributed as runs
 from sgm_sde.schemes.base import REGISTRY
 from tests.conventions import case_id
 from tests.fuzz import PACKAGE, shown_below
@@ -25,6 +26,7 @@ VP, FLOW, CLD = sg.VPSDE(), sg.RectifiedFlowSDE(), sg.CLD()
 ONE = sg.oracles.Gaussian(torch.zeros(2), 0.25)
 SCORE = ONE.score(VP)
 JOINT = ONE.score(CLD)
+DIGITS = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
 
 
 def net(x: Tensor, t: Tensor, **_: Any) -> Tensor:
@@ -498,6 +500,20 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: sg.PredictorCorrector("ddim", "langevin"),
         r"^corrector must be a Corrector, such as Langevin\(snr=0\.16\), got 'langevin'$",
     ),
+    **{
+        f"a run of {name}={value}": (
+            lambda name=name, value=value: runs.likelihood("digits", DIGITS, "never", **{name: value}),
+            words,
+        )
+        for name, value, words in (
+            ("labels", [0, 1], r"^labels must be a tensor of an integer dtype, got \[0, 1\]$"),
+            ("labels", torch.ones(2).bool(), r"^labels must be a tensor of an integer dtype, got dtype torch\.bool$"),
+            ("repeats", "2", r"^repeats must be an integer of at least 1, got '2'$"),
+            ("n_levels", "x", r"^n_levels must be an integer of at least 2, got 'x'$"),
+        )
+    },
+    "a run of a model that is none": (lambda: runs.sample(3, 4, "never"), "^model must be a Model or its name, got 3$"),
+    "a part that is no folder": (lambda: runs.merge([3], "never"), "^the path of a file or folder is needed, got 3$"),
     "a process without an end": (
         lambda: sg.from_noise(net, without_an_end()),
         r"^Endless has no T: give T, its end, and eps, where sampling ends$",

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import FAR, check_integer, described, listed, number, range_of
+from sgm_sde._utils.checks import FAR, check_integer, described, instance_of, listed, number, range_of
 from sgm_sde._utils.elsewhere import OF_MODELS, OF_RUNS, named_elsewhere
 from sgm_sde._utils.files import JsonMapping, JsonObject, readable
 from sgm_sde._utils.warn import warn
@@ -157,7 +157,7 @@ def sample(
         >>> report.batches, load(folder)["x"].shape
         (2, torch.Size([6, 1, 8, 8]))
     """
-    model = load_model(model) if isinstance(model, str) else model
+    model = _loaded(model)
     n = check_integer("n", n, kind=Integral)
     batch = check_integer("batch", batch, kind=Integral)
     resolve_seeds([(one_seed(seed), n - 1)], None, 1)
@@ -296,7 +296,7 @@ def likelihood(
     Raises:
         ValueError: for arguments out of range, images that do not fit the model, and a folder that was made with other
             settings, with the difference.
-        TypeError: for images that are not integers.
+        TypeError: for images or labels that are not tensors of integers.
         OSError: if the folder cannot be written, or another run is writing to it.
 
     Examples:
@@ -309,13 +309,15 @@ def likelihood(
         >>> sorted(report.result)
         ['bits_per_dim', 'nfe', 'protocol', 'stderr']
     """
-    model = load_model(model) if isinstance(model, str) else model
+    model = _loaded(model)
     given = {"n_levels": n_levels, "data_range": data_range, "dequantize": dequantize, **options}
     given = {name: value for name, value in given.items() if value is not None}
     resolved: JsonObject = model.likelihood_options(None, given)
     n_levels, data_range, dequantize = (resolved.pop(name) for name in ("n_levels", "data_range", "dequantize"))
     assert n_levels is not None and data_range is not None and dequantize is not None
     data_range = range_of("data_range", data_range)
+    n_levels = check_integer("n_levels", n_levels, 2, kind=Integral)
+    repeats = check_integer("repeats", repeats, kind=Integral)
 
     _check_images(model, images, n_levels)
     if labels is not None:
@@ -407,7 +409,7 @@ def merge(folders: Sequence[Path | str], out: Path | str) -> Report:
     started = time.perf_counter()
     if isinstance(folders, str | Path) or not folders:
         raise ValueError(f"give a list of at least one folder to merge, got {described(folders)}")
-    manifests = {Path(folder): read_manifest(folder) for folder in folders}
+    manifests = {readable(folder): read_manifest(folder) for folder in folders}
     first = next(iter(manifests.values()))
 
     # Where the parts differ in what may grow, the whole is as large as the largest.
@@ -733,10 +735,7 @@ def classes_of(model: Model, labels: Sequence[int] | str | None) -> list[int] | 
 
 
 def _check_images(model: Model, images: Tensor, n_levels: int) -> None:
-    if not isinstance(images, Tensor) or images.is_floating_point() or images.dtype == torch.bool:
-        given = f"dtype {images.dtype}" if isinstance(images, Tensor) else described(images)
-        raise TypeError(f"images must be a tensor of an integer dtype, got {given}")
-
+    _require_integers("images", images)
     if tuple(images.shape[1:]) != model.shape or not len(images):
         shape = ", ".join(map(str, model.shape))
         raise ValueError(f"images must have the shape (n, {shape}), got {tuple(images.shape)}")
@@ -746,11 +745,23 @@ def _check_images(model: Model, images: Tensor, n_levels: int) -> None:
         raise ValueError(f"images must lie in [0, {n_levels}) for n_levels={n_levels}, got {low} to {high}")
 
 
+def _loaded(model: Model | str) -> Model:
+    instance_of("model", model, Model | str | Path, "a Model or its name")
+    return model if isinstance(model, Model) else load_model(model)
+
+
+def _require_integers(name: str, values: object) -> None:
+    if not isinstance(values, Tensor) or values.is_floating_point() or values.dtype == torch.bool:
+        given = f"dtype {values.dtype}" if isinstance(values, Tensor) else described(values)
+        raise TypeError(f"{name} must be a tensor of an integer dtype, got {given}")
+
+
 def _check_labels(model: Model, images: Tensor, labels: Tensor) -> None:
     if model.n_classes is None:
         raise ValueError(f"labels were given, and the model {model.name!r} has no classes")
-    if labels.is_floating_point() or labels.shape != images.shape[:1]:
-        raise ValueError(f"labels must be {len(images)} integers, got {labels.dtype} {tuple(labels.shape)}")
+    _require_integers("labels", labels)
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"labels must have the shape ({len(images)},), one for each image, got {tuple(labels.shape)}")
 
     low, high = map(int, labels.aminmax())
     if low < 0 or high >= model.n_classes:

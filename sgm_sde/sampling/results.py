@@ -26,8 +26,7 @@ class AdaptiveStats:
     """Per-sample statistics of an adaptive run.
 
     Attributes:
-        outcome: outcome of each sample: "completed", "out of steps", "not finite", "step too small" or, where another
-        library
+        outcome: of each sample: "completed", "out of steps", "not finite", "step too small" or, where another library
             gave a batch up for one of its samples, "given up".
         times: time that each reached, (B,) in float64.
         accepted: accepted steps of each, (B,).
