@@ -31,6 +31,7 @@ class Scheduled(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.UnsuitedWarning")  # Euler with four calls
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.start.PriorWarning")  # and what it throws out
 def test_no_network_is_kept_alive() -> None:
     """After sampling, a likelihood, and a process with matrices, whose functions hold a network each."""
 
