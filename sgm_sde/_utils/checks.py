@@ -266,6 +266,20 @@ def instance_of(option: str, value: object, kind: type | UnionType, words: str) 
         raise TypeError(f"{option} must be {words}, got {described(value)}")
 
 
+def is_integer(value: object) -> TypeGuard[Tensor]:
+    """True for a tensor of integers."""
+    return isinstance(value, torch.Tensor) and not (
+        value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
+    )
+
+
+def require_integers(option: str, value: object, instead: str = "") -> None:
+    """Raise TypeError unless the value is a tensor of integers, with what to do instead."""
+    if not is_integer(value):
+        given = f"dtype {value.dtype}" if isinstance(value, torch.Tensor) else described(value)
+        raise TypeError(f"{option} must be a tensor of an integer dtype, got {given}{instead}")
+
+
 def require_floating(option: str, value: object, shape: str = "(B, *)") -> None:
     """Raise TypeError unless the value is a tensor of floating-point numbers of at least one dimension."""
     if not is_dense(value) or not value.is_floating_point() or value.ndim == 0:

@@ -329,6 +329,7 @@ def _edm(model: Callable[..., object], name: str, config: JsonMapping) -> tuple[
 def _preconditioned(
     model: Callable[..., object], sde: LinearSDE, sigma_data: float, sign: float
 ) -> tuple[Score, LinearSDE]:
+    """The score of a network inside of EDM's preconditioning, whose output is times a sign, and its process."""
     net = _EDMPreconditioned(_by_keyword(model), sigma_data, sign, _plain_output)
     return from_denoiser(net, sde, time_label=noise_level(sde)), sde
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import described, float_dtype, range_of
+from sgm_sde._utils.checks import described, float_dtype, is_integer, range_of, require_integers
 from sgm_sde._utils.ranges import refuse_cast
 from sgm_sde._utils.shapes import flat
 from sgm_sde.engine.noise import NoiseStream
@@ -74,9 +74,7 @@ class Levels:
             TypeError: for images that are not of an integer dtype.
             ValueError: for levels outside of the range, and 0 and 1 alone where there are many levels.
         """
-        if not is_integer(images):
-            given = f"dtype {images.dtype}" if isinstance(images, Tensor) else described(images)
-            raise TypeError(f"images must be a tensor of an integer dtype, got {given}: for points use log_prob")
+        require_integers("images", images, ": for points use log_prob")
         images = images.long()  # few operations know the wider unsigned ones
         n_levels = require_count("n_levels", n_levels, 2)
         low, high = range_of("data_range", data_range)
@@ -110,11 +108,6 @@ def _check_levels(images: Tensor, n_levels: int) -> None:
     if least < 0 or most >= n_levels:
         raise ValueError(f"images must lie in [0, {n_levels}) for n_levels={n_levels}, got {least} to {most}")
     refuse_cast("images", images, n_levels)
-
-
-def is_integer(x: object) -> bool:
-    """True if x is a tensor of integers."""
-    return isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
 def decoder_of(

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
+from inspect import isfunction
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ from sgm_sde.processes.predictions import convert
 
 NO_SIGNAL = 1e-15  # alpha / sigma up to which alpha is the rounding of 0, as cos(pi/2) = 6e-17 is
 CUTS = 64  # parts into which a section cuts its interval
+# Functions of time, or of log-SNR, that a process defines.
 OF_TIME = {"alpha", "sigma", "d_alpha", "d_sigma", "log_snr", "time", "rate", "g"}
 
 
@@ -128,6 +130,11 @@ def no_ladder(sde: object) -> TypeError:
     )
 
 
+def in_words_of_no_signal(T: float) -> str:
+    """Words for the end of an error: how to mend a process that ends in pure noise."""
+    return f": nothing is left of the data there, end earlier, as at T={0.999 * T:g}"
+
+
 def _on_tensors(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A method whose arguments, times or log-SNRs, become tensors, as torch's functions in its body need them."""
 
@@ -163,10 +170,18 @@ class LinearSDE(SDE):
     keeps_float32: ClassVar[bool] = False  # whether time, alpha and sigma of noise levels in float32 are as accurate
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """A subclass, whose functions of time get tensors, and are called with numbers as well."""
+        """A subclass, whose functions of time get tensors, and are called with numbers as well.
+
+        Raises:
+            TypeError: for an attribute of another kind by the name of such a function.
+        """
         super().__init_subclass__(**kwargs)
         for name in OF_TIME & vars(cls).keys():
-            setattr(cls, name, _on_tensors(vars(cls)[name]))
+            own = vars(cls)[name]
+            if isfunction(own):
+                setattr(cls, name, _on_tensors(own))
+            elif not hasattr(own, "__get__"):
+                raise TypeError(f"{cls.__name__}.{name} is {own!r}, and {name} a function of time: call it otherwise")
 
     @staticmethod
     @named_elsewhere(OF_PROCESSES)
@@ -349,7 +364,7 @@ class ScheduleSDE(LinearSDE):
         if bad.any():
             first = t[bad][0].item()
             gone = name == "alpha" and first == self.T and value[-1] == 0
-            words = f": nothing is left of the data there, end earlier, as at T={0.999 * self.T:g}" if gone else ""
+            words = in_words_of_no_signal(self.T) if gone else ""
             raise ValueError(
                 f"{name}(t) must be finite and positive on [eps, T] = [{self.eps}, {self.T}], "
                 f"got {value[bad][0].item()} at t={first:.6g}{words}"

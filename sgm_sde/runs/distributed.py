@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import FAR, check_integer, described, instance_of, listed, number, range_of
+from sgm_sde._utils.checks import FAR, check_integer, described, instance_of, listed, number, range_of, require_integers
 from sgm_sde._utils.elsewhere import OF_MODELS, OF_RUNS, named_elsewhere
 from sgm_sde._utils.files import JsonMapping, JsonObject, readable
 from sgm_sde._utils.warn import warn
@@ -735,7 +735,7 @@ def classes_of(model: Model, labels: Sequence[int] | str | None) -> list[int] | 
 
 
 def _check_images(model: Model, images: Tensor, n_levels: int) -> None:
-    _require_integers("images", images)
+    require_integers("images", images)
     if tuple(images.shape[1:]) != model.shape or not len(images):
         shape = ", ".join(map(str, model.shape))
         raise ValueError(f"images must have the shape (n, {shape}), got {tuple(images.shape)}")
@@ -746,20 +746,15 @@ def _check_images(model: Model, images: Tensor, n_levels: int) -> None:
 
 
 def _loaded(model: Model | str) -> Model:
+    """A model, or the one of a name."""
     instance_of("model", model, Model | str | Path, "a Model or its name")
     return model if isinstance(model, Model) else load_model(model)
-
-
-def _require_integers(name: str, values: object) -> None:
-    if not isinstance(values, Tensor) or values.is_floating_point() or values.dtype == torch.bool:
-        given = f"dtype {values.dtype}" if isinstance(values, Tensor) else described(values)
-        raise TypeError(f"{name} must be a tensor of an integer dtype, got {given}")
 
 
 def _check_labels(model: Model, images: Tensor, labels: Tensor) -> None:
     if model.n_classes is None:
         raise ValueError(f"labels were given, and the model {model.name!r} has no classes")
-    _require_integers("labels", labels)
+    require_integers("labels", labels)
     if labels.shape != images.shape[:1]:
         raise ValueError(f"labels must have the shape ({len(images)},), one for each image, got {tuple(labels.shape)}")
 

@@ -235,8 +235,7 @@ def sample(
 
     job = begin(score, sde, start, asked, noise) if resume is None else resumed(resume, sde, start, asked, noise)
     require_flow(score, job.solver if solver is None else solver, job.program)
-    if isinstance(job.solver, Solver):
-        job.solver.look_at(score)
+    job.solver.look_at(score)
     _require_applicable(job, recorded, execution, noise)
     _require_without_values(job, execution, log_prob)
     if score.dtype is None and job.dtype != job.state_dtype:
@@ -283,12 +282,9 @@ def _warn_of_data(result: SampleResult, job: Job, score: Score) -> None:
     if unresolved:
         warn(unresolved, UnresolvedWarning)
 
-    solver = job.solver
-    if isinstance(solver, AdaptiveSolver):
-        coarse = words_if_coarse(result.x, level, solver.allowance)
-        if coarse:
-            warn(coarse, ScaleWarning)
-        return
+    coarse = words_if_coarse(result.x, level, job.solver.allowance)
+    if coarse:
+        warn(coarse, ScaleWarning)
 
     plain = not (score.guided or score.coupled or score.jumps)  # as it was measured
     if not (plain and job.is_default and job.program is not None):

@@ -13,7 +13,7 @@ the mean add to the states, $m / s$ at the noise level s, in the long steps wher
 run ends from where the flow goes is known of Gaussian data of that mean and scale, whatever the network.
 
 An adaptive solver errs in each step by up to its absolute tolerance, in units of the data. Of data whose scale is below
-50 times that, samples are off by some hundredths of their scale, and of data as small as the tolerance by all of it.
+50 times that, samples may be off by some tenths of their scale.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ def words_if_coarse(samples: Tensor, level: float, atol: float) -> str:
     Args:
         samples: the samples; of less than 16 nothing is known.
         level: sigma / alpha at the last network call.
-        atol: absolute tolerance of a step.
+        atol: absolute tolerance of a step; 0 for none.
     """
-    rows = rows_that_tell(samples)
+    rows = rows_that_tell(samples) if atol else None
     if rows is None:
         return ""
 

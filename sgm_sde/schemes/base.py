@@ -47,6 +47,14 @@ class _Method(Value, ABC):
         """Authors, year and arXiv number; empty for a method that is not published."""
         return ""
 
+    @property
+    def allowance(self) -> float:
+        """The error that a step may make however small the data, in their units; 0 where no tolerance limits it."""
+        return 0.0
+
+    def look_at(self, score: Score) -> None:
+        """Warn of a network that the method was not made for; most are made for any."""
+
 
 class TableauMethod(_Method):
     """Name, order and source of a method that are those of its tableau."""
@@ -221,9 +229,6 @@ class Solver(_Method):
         to it.
         """
         return ()
-
-    def look_at(self, score: Score) -> None:
-        """Warn of a network that the solver was not made for; most are made for any."""
 
     def reach(self, sde: LinearSDE, grid: Grid) -> float:
         """The norm in units of the data by which a guided solver moves samples of a sound network at most, if known."""
@@ -408,11 +413,6 @@ class AdaptiveSolver(_Method):
     ends_in_data: bool = False
     takes_steps: bool = False
     least_calls: int = 1
-
-    @property
-    def allowance(self) -> float:
-        """The error that a step may make however small the data, in their units; 0 where something else limits it."""
-        return 0.0
 
     @abstractmethod
     def run(self, problem: Problem) -> Integration:

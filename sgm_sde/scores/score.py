@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._utils.autograd import require_asked
+from sgm_sde._utils.autograd import is_transformed, require_asked
 from sgm_sde._utils.cache import cached
 from sgm_sde._utils.checks import (
     described,
@@ -613,8 +613,8 @@ def as_density(score_fn: ScoreFn, sde: SDE) -> Score:
 
 
 def _first_rows(x: Tensor) -> Tensor | None:
-    """A copy of the first rows of x where NumPy could write into it, None where not, or where it has no memory."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    """A copy of the first rows of x where NumPy could write into it, None where not, or where it has no values."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or is_transformed():
         return None
     return x[:ROWS_SEEN].clone()  # with its gradient: whoever looks for networks that cut theirs sees this, too
 
@@ -622,10 +622,7 @@ def _first_rows(x: Tensor) -> Tensor | None:
 def _differ(x: Tensor, first: Tensor) -> bool:
     """True if the first rows of x are no longer those: `x.numpy()` and `x.data` write past the version counter."""
     rows = x[: len(first)]
-    try:
-        return not torch.equal(rows.nan_to_num(), first.nan_to_num())
-    except RuntimeError:  # under vmap
-        return False
+    return not torch.equal(rows.nan_to_num(), first.nan_to_num())
 
 
 def _holds_score(value: object) -> bool:

@@ -14,7 +14,7 @@ from sgm_sde._utils.shapes import flat
 from sgm_sde.grids import LogSNR
 from sgm_sde.processes.base import SDE, CheckError, require_sde
 from sgm_sde.processes.kinds import has_scalar_marginal
-from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.processes.linear import LinearSDE, in_words_of_no_signal
 
 F64 = torch.float64
 
@@ -80,7 +80,7 @@ def _check_shapes(sde: SDE, times: Tensor) -> str:
 
     at_one = torch.ones(len(times), 1, dtype=F64)
     nothing_left = has_scalar_marginal(sde) and float(sde.alpha(sde.T)) == 0
-    words = f": nothing is left of the data there, end earlier, as at T={0.999 * sde.T:g}" if nothing_left else ""
+    words = in_words_of_no_signal(sde.T) if nothing_left else ""
     _require_finite("f", sde.f(at_one, times)[:, 0], times, words)
     _require_finite("g", sde.g(times), times)
     return "f and g keep the shapes of x and t and are finite on (eps, T]"

@@ -676,3 +676,9 @@ def test_a_process_that_ends_in_pure_noise_is_told_where_to_end() -> None:
         T = 1.998
 
     assert len(check_sde(Earlier())) == 7
+
+
+def test_a_number_by_the_name_of_a_function_of_time_is_refused() -> None:
+    """Such as a field of a dataclass, which would take the function's place."""
+    with pytest.raises(TypeError, match=r"^Decay.rate is 2.0, and rate a function of time: call it otherwise$"):
+        type("Decay", (sg.LinearSDE,), {"rate": 2.0})
